@@ -1,0 +1,55 @@
+"""What a training process records. One JSON object a line; every tool that watches a run reads these and nothing else.
+
+Every event has the envelope
+
+    schema     1
+    type       one of the types below; readers skip types they do not know
+    attempt    1 for the first start of the run, one more at each restart
+    time       Unix time in seconds; monotonic: the machine's monotonic clock in seconds
+    step       optimizer steps done; epoch: epochs done (fields of the envelope, absent before training starts)
+
+and the fields of its type:
+
+    run_started       run, config, config_hash, data_fingerprint, code_version, host, pid, device, parameters, epochs,
+                      steps_per_epoch, total_steps, resumed_from (step, or null)
+    step              loss, learning_rate, gradient_norm, seconds, data_seconds (wait for the batch, part of seconds)
+    epoch             train_loss, validation_loss, metrics (name -> value), learning_rate, gradient_norm, seconds,
+                      windows_per_second, checkpoint (path relative to the run folder), is_best
+    checkpoint_saved  checkpoint, bytes, seconds
+    checkpoint_quarantined  checkpoint, moved_to, reason
+    warning           name, message
+    run_ended         outcome, reason, best (epoch, step, validation_loss, checkpoint; or null)
+
+NaN and the infinities are written as the strings "nan", "inf" and "-inf"; `number()` reads them back.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+SCHEMA = 1
+
+Event = dict[str, Any]
+Outcome = Literal["completed", "stopped", "canceled", "failed"]
+"""completed: all epochs; stopped: a policy ended it early; canceled: asked from outside; failed: an error."""
+
+_SPELLED = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def number(value: Any) -> float:
+    """A number of an event as a float, spelled-out non-finite values included; NaN for null."""
+    if value is None:
+        return math.nan
+    return _SPELLED[value] if isinstance(value, str) else float(value)
+
+
+def spell_out(value: Any) -> Any:
+    """`value` with every non-finite float replaced by its name, through dicts, lists and tuples."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, dict):
+        return {key: spell_out(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [spell_out(item) for item in value]
+    return value
