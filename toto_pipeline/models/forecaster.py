@@ -40,18 +40,35 @@ class TrainableForecaster(Forecaster, Protocol):
     @property
     def module(self) -> torch.nn.Module: ...
 
-    def loss(self, values_BVT: torch.Tensor, horizon: int, generator: torch.Generator) -> torch.Tensor:
-        """Training loss of a batch of windows (batch, variates, time), NaN marking missing values: a scalar tensor."""
-        ...
+    def loss(self, values_BVT: torch.Tensor, kept_BT: torch.Tensor) -> torch.Tensor:
+        """Training loss of a batch of windows: a scalar.
 
-    def window_length(self, context_length: int, horizon: int) -> int:
-        """Steps of a training window for forecasts of `horizon` steps from `context_length`."""
+        Args:
+            values_BVT: (batch, variates, time); NaN marks a missing value.
+            kept_BT: (batch, time) bool; False marks the steps that are hidden from the model.
+        """
         ...
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer: ...
 
     def save(self, folder: Path) -> None:
         """Write the weights so that the family's own package opens `folder`."""
+        ...
+
+
+class WindowShape(Protocol):
+    """How a family cuts training windows; needs no weights, so that loader processes need no model."""
+
+    def length(self, context_length: int, horizon: int) -> int:
+        """Steps of a training window for forecasts of `horizon` steps from `context_length`."""
+        ...
+
+    def training_mask(self, length: int, horizon: int, random: np.random.Generator) -> NDArray[np.bool_]:
+        """(length,) bool: which steps of a training window the model may see."""
+        ...
+
+    def forecast_mask(self, length: int, horizon: int) -> NDArray[np.bool_]:
+        """(length,) bool: everything but the horizon at the end."""
         ...
 
 

@@ -1,0 +1,235 @@
+"""Toto 2.0: building it, its training objective, its forecasts and its public format.
+
+The released package publishes inference. What training needs beside it is here: the loss, in the model's own output
+space, and the optimizer that unit scaling asks for. Toto 2.0 is a patched decoder whose output at patch i describes
+patch i + 1 as nine quantiles of asinh((x - loc) / scale), with loc and scale the causal mean and deviation of what
+has been seen up to patch i.
+
+Shapes: B batch, V variates, T steps, N patches, P steps in a patch, Q quantile levels.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dd_unit_scaling
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+from toto2 import Toto2Model, Toto2ModelConfig
+
+from toto_pipeline.config import ModelSettings
+from toto_pipeline.errors import WeightsError
+from toto_pipeline.models.forecaster import QUANTILES
+from toto_pipeline.models.patches import PatchedWindows
+
+LEAST_OBSERVATIONS = 8
+"""Steps a position must have seen before its loc and scale mean anything; also upstream's fallback for forecasts."""
+LARGEST_DEVIATION = 1e4
+"""Forecasts are kept within so many scales of what the history held, as upstream's own predictor does."""
+
+
+class Toto2Forecaster:
+    """A `Toto2Model` as the pipeline's `TrainableForecaster`."""
+
+    def __init__(self, module: Toto2Model, *, precision: str = "fp32") -> None:
+        self.module = module
+        self.windows = PatchedWindows(module.config.patch_size)
+        self._precision = precision
+
+    @property
+    def name(self) -> str:
+        return "toto2"
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.module.parameters()).device
+        return device
+
+    def loss(self, values_BVT: Tensor, kept_BT: Tensor) -> Tensor:
+        observed_BVT = ~values_BVT.isnan()
+        target_BVT = values_BVT.nan_to_num(0.0)
+        kept_BVT = kept_BT[:, None, :].expand_as(observed_BVT)
+        with torch.autocast(values_BVT.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
+            output = self.module(target_BVT, observed_BVT, kept_BVT, _series_ids(values_BVT))
+        return next_patch_loss(
+            quantiles_QBVNP=output.quantiles.float(),
+            loc_BVT=output.loc,
+            scale_BVT=output.scale,
+            target_BVT=target_BVT,
+            observed_BVT=observed_BVT,
+            kept_BVT=kept_BVT,
+        )
+
+    @torch.no_grad()
+    def forecast(self, history_BVT: NDArray[np.float32], horizon: int) -> NDArray[np.float32]:
+        """As `Forecaster.forecast`, through upstream's own `Toto2Model.forecast`."""
+        was_training = self.module.training
+        self.module.eval()
+        history = torch.from_numpy(self._whole_patches(history_BVT)).to(self.device)
+        observed = ~history.isnan()
+        inputs = {
+            "target": _forward_fill(history, observed),
+            "target_mask": observed,
+            "series_ids": _series_ids(history),
+        }
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
+            quantiles_QBVT = self.module.forecast(
+                inputs,
+                horizon,
+                scaler_fallback_min_obs=LEAST_OBSERVATIONS,
+                quantile_real_cap_k=LARGEST_DEVIATION,
+            )
+        self.module.train(was_training)
+        forecast: NDArray[np.float32] = quantiles_QBVT.float().permute(1, 2, 3, 0).cpu().numpy()
+        return forecast
+
+    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = dd_unit_scaling.AdamW(
+            self.module.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
+        )
+        return optimizer
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors, which `Toto2Model.from_pretrained(folder)` opens."""
+        self.module.save_pretrained(folder)
+
+    def _whole_patches(self, history_BVT: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pad left to a multiple of the patch: the model treats the last context patch as observed."""
+        steps = history_BVT.shape[-1]
+        missing = self.windows.patches(max(steps, 1)) * self.windows.patch_size - steps
+        padded: NDArray[np.float32] = np.pad(
+            history_BVT, ((0, 0), (0, 0), (missing, 0)), constant_values=np.float32(np.nan)
+        )
+        return padded
+
+
+def next_patch_loss(
+    *,
+    quantiles_QBVNP: Tensor,
+    loc_BVT: Tensor,
+    scale_BVT: Tensor,
+    target_BVT: Tensor,
+    observed_BVT: Tensor,
+    kept_BVT: Tensor,
+) -> Tensor:
+    """Pinball loss of each patch's prediction of the next, in the model's scaled space.
+
+    Patch i predicts y = asinh((x[i+1] - loc[i]) / scale[i]); loc and scale of patch i+1 would leak what is to be
+    predicted. Averaged over the quantile levels and over steps that are observed and predicted from at least
+    `LEAST_OBSERVATIONS` seen steps; 0 where there is none.
+    """
+    patch_size = quantiles_QBVNP.shape[-1]
+
+    def patched(x_BVT: Tensor) -> Tensor:
+        return x_BVT.reshape(*x_BVT.shape[:-1], -1, patch_size)
+
+    loc, scale = patched(loc_BVT)[..., :-1, :], patched(scale_BVT)[..., :-1, :]
+    target = torch.asinh((patched(target_BVT)[..., 1:, :] - loc) / scale)
+    seen = patched((observed_BVT & kept_BVT).cumsum(dim=-1))[..., :-1, -1:]
+    counted = patched(observed_BVT)[..., 1:, :] & (seen >= LEAST_OBSERVATIONS)
+    levels = torch.tensor(QUANTILES, device=target.device).view(-1, 1, 1, 1, 1)
+    error = target - quantiles_QBVNP[..., :-1, :]
+    pinball = torch.maximum(levels * error, (levels - 1) * error).mean(dim=0)
+    return torch.where(counted, pinball, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def window_shape(settings: ModelSettings, weights: Path | None) -> PatchedWindows:
+    """How training windows are cut, from the settings or from the weights' own configuration."""
+    return PatchedWindows(settings.patch_size if weights is None else read_config(weights).patch_size)
+
+
+def build(settings: ModelSettings, weights: Path | None, *, precision: str = "fp32") -> Toto2Forecaster:
+    """A model from scratch (with torch's global seed) or from a weights folder, in training mode.
+
+    Raises:
+        WeightsError: the folder holds no readable Toto 2.0 weights.
+    """
+    module = Toto2Model(configuration(settings)) if weights is None else load_module(weights)
+    return Toto2Forecaster(module.train(), precision=precision)
+
+
+def load_forecaster(folder: Path, *, device: str = "cpu", precision: str = "fp32") -> Toto2Forecaster:
+    """The forecaster of a folder with config.json and model.safetensors."""
+    return Toto2Forecaster(load_module(folder).to(device).eval(), precision=precision)
+
+
+def configuration(settings: ModelSettings) -> Toto2ModelConfig:
+    """The released 4m configuration at the size that the settings name."""
+    return Toto2ModelConfig(
+        patch_size=settings.patch_size,
+        d_model=settings.d_model,
+        num_heads=settings.num_heads,
+        num_layers=settings.num_layers,
+        d_ff=settings.d_ff,
+        layer_group_size=settings.layer_group_size,
+        num_variate_layers_per_group=1,
+        variate_layer_first=False,
+        norm_eps=1e-4,
+        attn_bias=True,
+        mlp_bias=False,
+        qk_norm=False,
+        per_dim_scale=True,
+        use_xpos=True,
+        residual_mult=0.75,
+        residual_attn_ratio=Toto2ModelConfig.compute_residual_attn_ratio(4096, 32),
+    )
+
+
+def read_config(folder: Path) -> Toto2ModelConfig:
+    """The architecture that a weights folder describes.
+
+    Raises:
+        WeightsError: config.json is missing, not JSON, or not Toto 2.0's.
+    """
+    file = folder / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        known = Toto2ModelConfig.__dataclass_fields__
+        return Toto2ModelConfig(**{name: value for name, value in values.items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise WeightsError(
+            f"{file}: does not describe a Toto 2.0 model ({error}). Expected: the config.json that is published beside "
+            "the weights. What to do: point training.model.weights at a folder with config.json and model.safetensors."
+        ) from error
+
+
+def load_module(folder: Path) -> Toto2Model:
+    """`Toto2Model.from_pretrained` for a local folder of safetensors; nothing pickled is ever opened.
+
+    Raises:
+        WeightsError: no safetensors there, or they do not fit the architecture of config.json.
+    """
+    read_config(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise WeightsError(
+            f"{folder}: holds no model.safetensors. Expected: weights in the safetensors format (pickled weights are "
+            "never loaded). What to do: download the released safetensors, or convert the file."
+        )
+    try:
+        return Toto2Model.from_pretrained(str(folder))
+    except (RuntimeError, SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{folder}: the weights do not fit the architecture of their config.json: {_first_lines(error)}. Expected: "
+            "tensors named and shaped as Toto 2.0 of that size. What to do: use the config.json that came with them."
+        ) from error
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()[:count])
+
+
+def _series_ids(values_BVT: Tensor) -> Tensor:
+    """All variates of a row belong together: (B, V) of zeros."""
+    return torch.zeros(values_BVT.shape[:2], dtype=torch.long, device=values_BVT.device)
+
+
+def _forward_fill(values_BVT: Tensor, observed_BVT: Tensor) -> Tensor:
+    """Missing steps take the last observed value, 0 before the first; they stay masked."""
+    steps = torch.arange(values_BVT.shape[-1], device=values_BVT.device)
+    last = torch.where(observed_BVT, steps, 0).cummax(dim=-1).values
+    return values_BVT.nan_to_num(0.0).gather(-1, last)
