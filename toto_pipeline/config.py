@@ -11,7 +11,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
+import zoneinfo
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from toto_pipeline.errors import ConfigError
 
 SAMPLE = "sample"
+CONFIG_VARIABLE = "TOTO_CONFIG"
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -206,6 +209,20 @@ class PromotionSettings(Settings):
     seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
 
 
+class ScheduleSettings(Settings):
+    """When the nightly retraining starts. The schedule is off until it is switched on in the UI."""
+
+    cron: str = Field("0 2 * * *", description="Cron expression: minute, hour, day of month, month, day of week.")
+    time_zone: str = Field("UTC", description="IANA time zone of the cron expression, such as Europe/Paris.")
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        if value not in zoneinfo.available_timezones():
+            raise ValueError(f"there is no time zone {value!r}{_suggestion(value, zoneinfo.available_timezones())}")
+        return value
+
+
 class RetrainSettings(Settings):
     """One retraining, whole."""
 
@@ -215,6 +232,7 @@ class RetrainSettings(Settings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     promotion: PromotionSettings = Field(default_factory=PromotionSettings)
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
 
     @field_validator("preset")
     @classmethod
@@ -296,6 +314,15 @@ def build[S: Settings](cls: type[S], values: Mapping[str, Any], place: str) -> S
     except ValidationError as error:
         lines = [_explain(cls, fault, place) for fault in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def default_settings_file() -> Path | None:
+    """The YAML file that applies where none is named: `$TOTO_CONFIG`, else `toto.yaml` here, if there is one."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    local = Path("toto.yaml")
+    return local if local.is_file() else None
 
 
 def setting_names(cls: type[BaseModel] = RetrainSettings, prefix: str = "") -> list[str]:

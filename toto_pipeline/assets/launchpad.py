@@ -1,0 +1,91 @@
+"""The core's settings as Dagster config: same names, defaults and descriptions, made from the same classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import pydantic
+from pydantic_core import PydanticUndefined
+
+from toto_pipeline.config import PRESET_DESCRIPTIONS, PRESETS, Settings, TrainingSettings, training_settings
+
+
+def config_class(settings: type[Settings], defaults: Settings) -> type[dg.Config]:
+    """A Dagster config class with the fields of `settings` and the values of `defaults`.
+
+    Validation stays with the core: `to_settings` runs it, so a wrong value gets the same message everywhere.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():
+        value = getattr(defaults, name)
+        if isinstance(value, Settings):
+            nested = config_class(type(value), value)
+            fields[name] = (nested, pydantic.Field(default_factory=nested, description=type(value).__doc__))
+        else:
+            fields[name] = (field.annotation, pydantic.Field(default=value, description=field.description))
+    return pydantic.create_model(f"{settings.__name__}Config", __base__=dg.Config, __doc__=settings.__doc__, **fields)
+
+
+def training_config_class(preset: str, defaults: TrainingSettings) -> type[dg.Config]:
+    """Config of the training: a preset, and every setting left empty where the preset's value is meant."""
+    choices = "; ".join(f"{name}: {text}" for name, text in PRESET_DESCRIPTIONS.items())
+    fields: dict[str, Any] = {
+        "preset": (str, pydantic.Field(default=preset, description=f"Named settings to start from. {choices}"))
+    }
+    fields |= _optional_fields(TrainingSettings, defaults, ())
+    return pydantic.create_model(
+        "TrainingConfig", __base__=dg.Config, __doc__="How the model is trained.", **fields
+    )
+
+
+def to_training(config: dg.Config) -> TrainingSettings:
+    """The training settings that a launchpad config means.
+
+    Raises:
+        ConfigError: a setting is wrong, or the preset does not exist.
+    """
+    values = config.model_dump()
+    return training_settings(values.pop("preset"), values)
+
+
+def preset_of(config: dg.Config) -> str:
+    return str(config.model_dump()["preset"])
+
+
+def _optional_fields(settings: type[Settings], defaults: Settings, path: tuple[str, ...]) -> dict[str, Any]:
+    """Every field optional: what differs from the preset `sample` is set, the rest is the preset's."""
+    plain = settings()
+    fields: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():
+        value = getattr(defaults, name)
+        if isinstance(value, Settings):
+            nested = pydantic.create_model(
+                f"{type(value).__name__}Overrides",
+                __base__=dg.Config,
+                __doc__=type(value).__doc__,
+                **_optional_fields(type(value), value, (*path, name)),
+            )
+            fields[name] = (nested, pydantic.Field(default_factory=nested, description=type(value).__doc__))
+        else:
+            default = None if value == getattr(plain, name) else value
+            annotation = field.annotation
+            fields[name] = (
+                annotation if field.default is None else annotation | None,  # type: ignore[operator]
+                pydantic.Field(default=default, description=_described(field, (*path, name))),
+            )
+    return fields
+
+
+def _described(field: pydantic.fields.FieldInfo, path: tuple[str, ...]) -> str:
+    values = {name: _lookup(preset, path) for name, preset in PRESETS.items()}
+    plain = None if field.default is PydanticUndefined else field.default
+    presets = ", ".join(f"{name}: {plain if value is None else value}" for name, value in values.items())
+    return f"{field.description} (As the preset says: {presets})"
+
+
+def _lookup(values: dict[str, Any], path: tuple[str, ...]) -> Any:
+    found: Any = values
+    for part in path:
+        found = found.get(part) if isinstance(found, dict) else None
+    return found

@@ -1,0 +1,37 @@
+"""What `dagster dev` loads: the assets, the job, the schedule. Settings come from $TOTO_CONFIG or ./toto.yaml."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from toto_pipeline.assets.dashboards import dashboard_assets
+from toto_pipeline.assets.data import data_assets
+from toto_pipeline.assets.evaluation import evaluation_assets
+from toto_pipeline.assets.promotion import promotion_assets
+from toto_pipeline.assets.training import training_assets
+from toto_pipeline.automation.jobs import retrain_job
+from toto_pipeline.automation.schedules import nightly_retrain
+from toto_pipeline.config import RetrainSettings, default_settings_file, load_settings
+from toto_pipeline.resources import HomeResource
+
+
+def build_definitions(settings: RetrainSettings) -> dg.Definitions:
+    """The code location with `settings` as the defaults of the launchpad, the job and the schedule."""
+    evaluation, checks = evaluation_assets(settings)
+    job = retrain_job(settings)
+    return dg.Definitions(
+        assets=[
+            *data_assets(settings),
+            *training_assets(settings),
+            *evaluation,
+            *promotion_assets(settings),
+            *dashboard_assets(),
+        ],
+        asset_checks=checks,
+        jobs=[job],
+        schedules=[nightly_retrain(job, settings)],
+        resources={"home": HomeResource()},
+    )
+
+
+defs = build_definitions(load_settings(file=default_settings_file()))

@@ -1,0 +1,146 @@
+"""Starting the training in child processes, and following it.
+
+    pipeline step -> agent (torch elastic) -> training process(es)
+
+The agent starts the training, starts it again from its last good checkpoint when it dies, and stops it when told to.
+Each process asks the kernel to be killed when its parent dies, so nothing trains on unattended. The pipeline step
+itself only reads the run's event log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from toto_pipeline import errors
+from toto_pipeline.checkpoints.store import write_file
+from toto_pipeline.errors import PipelineError, TrainingError
+from toto_pipeline.events.log import FILE_NAME, follow, read_events
+from toto_pipeline.events.schema import Event
+from toto_pipeline.training.process import die_with_parent
+from toto_pipeline.training.run_files import TrainingOrder, write_order
+
+LOG_FILE = "trainer.log"
+GRACE_SECONDS = 20.0
+
+
+class Training:
+    """A training under way. Leaving the `with` block stops whatever is still running."""
+
+    def __init__(self, run_folder: Path, order: TrainingOrder) -> None:
+        self.run_folder = run_folder
+        self._order = order
+
+    def __enter__(self) -> Training:
+        write_order(self.run_folder, self._order)
+        self._first_event = _size(self.run_folder / FILE_NAME)
+        settings = self._order.settings
+        write_file(self.run_folder / "launcher.pid", str(os.getpid()).encode())
+        with (self.run_folder / LOG_FILE).open("ab") as log:
+            self._agent = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    "from toto_pipeline.training.launcher import agent; agent()",
+                    str(self.run_folder),
+                    str(settings.max_restarts),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "TOTO_PARENT": str(os.getpid()), "OMP_NUM_THREADS": str(settings.threads)},
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def events(self) -> Iterator[Event]:
+        """The events of this start, as they come, until the training has ended."""
+        yield from follow(self.run_folder, lambda: self._agent.poll() is not None, cursor=self._first_event)
+
+    def ending(self) -> Event:
+        """The `run_ended` event, after the training has ended in order.
+
+        Raises:
+            PipelineError: it failed; the error that the training process named, with its message.
+        """
+        self._agent.wait()
+        ended = [e for e in read_events(self.run_folder, self._first_event) if e["type"] == "run_ended"]
+        if not ended:
+            raise TrainingError(
+                f"{self.run_folder}: the training died (exit {self._agent.returncode}), with "
+                f"{self._order.settings.max_restarts} restarts allowed. The end of {LOG_FILE}:\n{self._last_words()}"
+            )
+        if ended[-1]["outcome"] == "failed":
+            kind = getattr(errors, str(ended[-1].get("error")), TrainingError)
+            raise kind_error(kind, str(ended[-1]["reason"]))
+        return ended[-1]
+
+    def stop(self) -> None:
+        """End the training now: ask, and after a grace kill."""
+        if self._agent.poll() is not None:
+            return
+        self._agent.send_signal(signal.SIGTERM)
+        try:
+            self._agent.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._agent.pid, signal.SIGKILL)
+            self._agent.wait()
+
+    def _last_words(self, lines: int = 15) -> str:
+        try:
+            text = (self.run_folder / LOG_FILE).read_text(errors="replace")
+        except FileNotFoundError:
+            return "(nothing was written)"
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def kind_error(kind: type[PipelineError], message: str) -> PipelineError:
+    """An error of `kind` with a message that is already whole."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    return error
+
+
+def agent() -> None:
+    """The torch elastic agent of one run: `RUN_FOLDER MAX_RESTARTS` in argv."""
+    die_with_parent(signal.SIGTERM)
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    run_folder, max_restarts = Path(sys.argv[1]), int(sys.argv[2])
+    os.environ["TOTO_PARENT"] = str(os.getpid())
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=1,
+        run_id=run_folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",
+        max_restarts=max_restarts,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(),
+        shutdown_timeout=int(GRACE_SECONDS / 2),
+    )
+    command = ["-u", "-m", "toto_pipeline.training", str(run_folder)]
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except SignalException as ended:
+        sys.exit(128 + ended.sigval)
+    except Exception as error:  # the agent's own report; the trainer's is above it in the log
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
