@@ -84,3 +84,9 @@ class RegistryError(PipelineError):
     """The model registry cannot be reached, or does not hold what was asked for."""
 
     exit_code = 8
+
+
+class EvaluationError(PipelineError):
+    """Models cannot be compared: a forecast is not usable, or an evaluation is missing or damaged."""
+
+    exit_code = 9

@@ -57,8 +57,8 @@ def upstream_fact(context: dg.AssetExecutionContext, asset: str, name: str) -> s
         if value is not None:
             return str(value.value)
     raise dg.Failure(
-        description=f"{asset} has not been materialized yet. Expected: its {name}. What to do: run the job `retrain`, or "
-        f"materialize {asset} first.",
+        description=f"{asset} has not been materialized yet. Expected: its {name}. What to do: run the job `retrain`, "
+        f"or materialize {asset} first.",
         allow_retries=False,
     )
 

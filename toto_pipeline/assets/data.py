@@ -17,12 +17,12 @@ def data_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
         group_name="data",
         kinds={"parquet", "arrow"},
         owners=OWNERS,
-        description="The input series as they were read, validated, and stored under the hash of their content. Data that "
-        "has not changed keeps its version, so nothing downstream becomes stale.",
+        description="The input series as they were read, validated, and stored under the hash of their content. Data "
+        "that has not changed keeps its version, so nothing downstream becomes stale.",
     )
     def series_snapshot(
         context: dg.AssetExecutionContext,
-        config: snapshot_config,  # type: ignore[valid-type]
+        config: snapshot_config,
         home: HomeResource,
     ) -> dg.MaterializeResult[None]:
         from toto_pipeline.data.snapshot import picture as draw
@@ -30,7 +30,7 @@ def data_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
 
         with user_errors():
             opened = home.open()
-            settings = build(DataSettings, config.model_dump(), "data")  # type: ignore[attr-defined]
+            settings = build(DataSettings, config.model_dump(), "data")
             record_settings(opened.run(run_id_of(context)), data=settings.model_dump(mode="json"))
             snapshot = take_snapshot(settings, opened)
         manifest = snapshot.manifest
@@ -62,12 +62,12 @@ def data_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
         kinds={"numpy"},
         owners=OWNERS,
         deps=[series_snapshot],
-        description="The series on a regular grid, missing values marked, cut by time into training, validation and test "
-        "spans, and stored so that training reads windows without loading everything.",
+        description="The series on a regular grid, missing values marked, cut by time into training, validation and "
+        "test spans, and stored so that training reads windows without loading everything.",
     )
     def training_data(
         context: dg.AssetExecutionContext,
-        config: preparation_config,  # type: ignore[valid-type]
+        config: preparation_config,
         home: HomeResource,
     ) -> dg.MaterializeResult[None]:
         from toto_pipeline.data.snapshot import open_snapshot
@@ -77,7 +77,7 @@ def data_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
         fingerprint = upstream_fact(context, "series_snapshot", "fingerprint")
         with user_errors():
             opened = home.open()
-            settings = build(PreparationSettings, config.model_dump(), "preparation")  # type: ignore[attr-defined]
+            settings = build(PreparationSettings, config.model_dump(), "preparation")
             record_settings(opened.run(run_id_of(context)), preparation=settings.model_dump(mode="json"))
             data = prepare_training_data(open_snapshot(opened.snapshots / fingerprint), settings, opened)
         manifest = data.manifest

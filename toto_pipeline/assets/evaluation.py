@@ -1,4 +1,4 @@
-"""evaluation_report: the new model, the baseline and the champion on the same windows; and the checks that gate promotion."""
+"""evaluation_report: the new model, the baseline and the champion on the same windows; and the checks that gate."""
 
 import json
 from typing import Any
@@ -33,13 +33,14 @@ def evaluation_assets(
         kinds={"python"},
         owners=OWNERS,
         deps=["training_data", "trained_model"],
-        description="Forecasts of the held-out test span by the new model, the seasonal naive and the current champion, on "
-        "the very same windows: MASE, SQL, WQL, WAPE and 80 % coverage, pictures, and the decision with its reasons.",
+        description="Forecasts of the held-out test span by the new model, the seasonal naive and the current champion, "
+        "on the very same windows: MASE, SQL, WQL, WAPE, 80 % coverage, pictures, and the decision with its reasons.",
     )
     def evaluation_report(
         context: dg.AssetExecutionContext, config: config_cls, home: HomeResource
     ) -> dg.MaterializeResult[None]:
         from toto_pipeline.dashboards.html.report import write_report as write_page
+        from toto_pipeline.promotion.release import keep_refused
         from toto_pipeline.promotion.verdict import evaluate
 
         data = upstream_fact(context, "training_data", "fingerprint")
@@ -54,6 +55,8 @@ def evaluation_assets(
                 run_folder, evaluation=evaluation.model_dump(mode="json"), promotion=policy.model_dump(mode="json")
             )
             verdict = evaluate(opened, run_folder, data, evaluation, policy)
+            if not verdict.decision.promote:
+                keep_refused(opened, run_folder, policy.model_name, {"dagster_run": context.run.run_id})
             write_page(run_folder)
         scores = [{"model": name, **numbers} for name, numbers in verdict.models.items()]
         headline = {
@@ -68,7 +71,7 @@ def evaluation_assets(
                 "decision": "promote" if verdict.decision.promote else "refuse",
                 "reasons": dg.MetadataValue.md("\n".join(f"- {rule.text}" for rule in verdict.decision.rules)),
                 "scores": table(scores),
-                "champion_version": verdict.champion_version or "none",
+                "champion_version": verdict.champion.version if verdict.champion else "none",
                 **headline,
                 **{f"forecast_{n}": picture(path) for n, path in enumerate(verdict.pictures, start=1)},
                 "folder": dg.MetadataValue.path(str(run_folder / "evaluation")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import dagster as dg
 import pydantic
@@ -34,9 +34,7 @@ def training_config_class(preset: str, defaults: TrainingSettings) -> type[dg.Co
         "preset": (str, pydantic.Field(default=preset, description=f"Named settings to start from. {choices}"))
     }
     fields |= _optional_fields(TrainingSettings, defaults, ())
-    return pydantic.create_model(
-        "TrainingConfig", __base__=dg.Config, __doc__="How the model is trained.", **fields
-    )
+    return pydantic.create_model("TrainingConfig", __base__=dg.Config, __doc__="How the model is trained.", **fields)
 
 
 def to_training(config: dg.Config) -> TrainingSettings:
@@ -69,19 +67,26 @@ def _optional_fields(settings: type[Settings], defaults: Settings, path: tuple[s
             fields[name] = (nested, pydantic.Field(default_factory=nested, description=type(value).__doc__))
         else:
             default = None if value == getattr(plain, name) else value
-            annotation = field.annotation
             fields[name] = (
-                annotation if field.default is None else annotation | None,  # type: ignore[operator]
+                _optional(field.annotation),
                 pydantic.Field(default=default, description=_described(field, (*path, name))),
             )
     return fields
 
 
+def _optional(annotation: Any) -> Any:
+    """The type or None. Dagster knows no optional choice, so a choice becomes text that the core checks."""
+    if get_origin(annotation) is Literal:
+        return str | None
+    return annotation if type(None) in get_args(annotation) else annotation | None
+
+
 def _described(field: pydantic.fields.FieldInfo, path: tuple[str, ...]) -> str:
     values = {name: _lookup(preset, path) for name, preset in PRESETS.items()}
     plain = None if field.default is PydanticUndefined else field.default
+    choices = f" One of: {', '.join(get_args(field.annotation))}." if get_origin(field.annotation) is Literal else ""
     presets = ", ".join(f"{name}: {plain if value is None else value}" for name, value in values.items())
-    return f"{field.description} (As the preset says: {presets})"
+    return f"{field.description}{choices} (Unset: {presets})"
 
 
 def _lookup(values: dict[str, Any], path: tuple[str, ...]) -> Any:

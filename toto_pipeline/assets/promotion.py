@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 import pydantic
 
-from toto_pipeline.assets.common import OWNERS, run_id_of, upstream_fact, user_errors
+from toto_pipeline.assets.common import OWNERS, upstream_fact, user_errors
 from toto_pipeline.config import RetrainSettings
 from toto_pipeline.resources import HomeResource
 
@@ -38,24 +38,23 @@ def promotion_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
         model_run = upstream_fact(context, "evaluation_report", "run")
         with user_errors():
             opened = home.open()
-            promotion = promote(
-                opened, opened.run(model_run), config.model_name, tags={"dagster_run": run_id_of(context)}
-            )
+            release = promote(opened, opened.run(model_run), config.model_name, {"dagster_run": context.run.run_id})
+        version = release.version
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(promotion.model_sha256),
+            data_version=dg.DataVersion(version.tags["model_sha256"]),
             metadata={
-                "version": promotion.version,
-                "replaced_version": promotion.replaced or "none: this is the first champion",
+                "version": version.version,
+                "replaced_version": release.replaced or "none: this is the first champion",
                 "run": model_run,
-                "model_sha256": promotion.model_sha256,
-                "series_snapshot": promotion.snapshot,
-                "training_data": promotion.training_data,
-                "data": dg.MetadataValue.asset(dg.AssetKey("series_snapshot")),
                 "trained_by": dg.MetadataValue.dagster_run(model_run),
-                "code_version": promotion.code_version,
-                "reasons": dg.MetadataValue.md("\n".join(f"- {text}" for text in promotion.reasons)),
-                **promotion.metrics,
-                "folder": dg.MetadataValue.path(str(promotion.path)),
+                "data": dg.MetadataValue.asset(dg.AssetKey("series_snapshot")),
+                "series_snapshot": release.snapshot,
+                "training_data": release.training_data,
+                "model_sha256": version.tags["model_sha256"],
+                "code_version": release.code_version,
+                "reasons": dg.MetadataValue.md("\n".join(f"- {text}" for text in release.reasons)),
+                **version.metrics,
+                "folder": dg.MetadataValue.path(str(version.path)),
             },
         )
 

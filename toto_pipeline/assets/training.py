@@ -36,7 +36,7 @@ def training_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition | dg.
     )
     def trained_model(
         context: dg.AssetExecutionContext,
-        config: config_cls,  # type: ignore[valid-type]
+        config: config_cls,
         home: HomeResource,
     ) -> dg.MaterializeResult[None]:
         from toto_pipeline.checkpoints.manifest import describe_files
@@ -92,8 +92,8 @@ def training_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition | dg.
         group_name="training",
         kinds={"pytorch"},
         owners=OWNERS,
-        description="One materialization for every epoch, recorded while the training runs. Its metadata plots are the loss "
-        "curves, the learning rate, the gradient norm and the speed.",
+        description="One materialization for every epoch, recorded while the training runs. Its metadata plots are the "
+        "loss curves, the learning rate, the gradient norm and the speed.",
     )
     return [trained_model, epoch]
 
@@ -104,9 +104,7 @@ def epoch_metadata(event: Event) -> dict[str, Any]:
     numbers = {name: finite_or_none(event.get(name)) for name in plain}
     numbers |= {f"validation_{name}": finite_or_none(value) for name, value in event["metrics"].items()}
     metadata: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
-    metadata |= {
-        name: dg.MetadataValue.text("not finite") for name, value in numbers.items() if value is None
-    }
+    metadata |= {name: dg.MetadataValue.text("not finite") for name, value in numbers.items() if value is None}
     metadata |= {"epoch": event["epoch"], "step": event["step"], "is_best": bool(event["is_best"])}
     metadata |= {"checkpoint": event["checkpoint"] or "none", "lag_seconds": max(0.0, time.time() - event["time"])}
     return metadata

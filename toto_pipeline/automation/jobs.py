@@ -9,7 +9,7 @@ import dagster as dg
 from toto_pipeline.config import RetrainSettings
 
 RETRAIN = "retrain"
-IN_PROCESS = {"execution": {"config": {"in_process": {}}}}
+IN_PROCESS: dict[str, Any] = {"execution": {"config": {"in_process": {}}}}
 """Steps run one after the other in the run's own process, which saves seconds a step; the training itself is always in
 processes of its own. Replace `in_process` with `multiprocess` in the launchpad to give every step its own."""
 

@@ -48,7 +48,7 @@ def retrain() -> dg.JobDefinition:
     """The job, for Dagster to load by name in whichever process needs it."""
     from toto_pipeline.definitions import defs
 
-    return defs.get_job_def(RETRAIN)
+    return defs.resolve_job_def(RETRAIN)
 
 
 def launch(settings: RetrainSettings, run_id: str, home: Home) -> int:

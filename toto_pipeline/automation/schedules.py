@@ -18,5 +18,5 @@ def nightly_retrain(job: Any, settings: RetrainSettings) -> dg.ScheduleDefinitio
         execution_timezone=settings.schedule.time_zone,
         run_config=run_config(settings),
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description="Retrain every night with the settings of toto.yaml. Time and zone: schedule.cron, schedule.time_zone.",
+        description="Retrain every night as toto.yaml says. When: schedule.cron and schedule.time_zone.",
     )

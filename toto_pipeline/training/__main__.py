@@ -60,6 +60,7 @@ def _train(run_folder: Path, order: TrainingOrder, log: EventWriter) -> None:
     from toto_pipeline.data.training_data import TrainingData
     from toto_pipeline.home import Home
     from toto_pipeline.models import toto2
+    from toto_pipeline.models.device import choose_device
     from toto_pipeline.models.weights import locate_weights
     from toto_pipeline.training.trainer import Trainer
 
@@ -95,31 +96,6 @@ def _train(run_folder: Path, order: TrainingOrder, log: EventWriter) -> None:
         reason=ending.reason,
         best=None if best is None else {**vars(best), "checkpoint": f"checkpoints/step_{best.step}"},
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here.
-
-    Raises:
-        TrainingError: a GPU is asked for that is not there.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise TrainingError(
-            f"training.device: {name!r} is not a device. Expected: auto, cpu, cuda or cuda:N."
-        ) from error
-    if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
-        raise TrainingError(
-            f"training.device: there is no {name}; PyTorch sees {torch.cuda.device_count()} GPUs. "
-            "What to do: set training.device=auto, or see `toto-pipeline doctor`."
-        )
-    return device
 
 
 def _log_start(

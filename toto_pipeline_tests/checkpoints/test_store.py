@@ -56,9 +56,7 @@ for attempt in (
 def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
     publish_folder(tmp_path / "x", _fill("one"))
     write_file(tmp_path / "f", b"one")
-    done = subprocess.run(
-        [sys.executable, "-c", _FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.count("the disk is full") == 2
     assert (tmp_path / "x" / "a.txt").read_text() == "one"
     assert (tmp_path / "f").read_bytes() == b"one"

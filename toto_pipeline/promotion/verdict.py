@@ -1,0 +1,116 @@
+"""From a trained model to a decision: the same windows for the new model, the baseline and the champion; then the gate.
+
+evaluation/      the scores and forecasts
+decision.json    {"promote", "version", "champion", "rules": [{"name", "passed", "text"}], "comparisons"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from toto_pipeline.checkpoints.manifest import sha256_of
+from toto_pipeline.checkpoints.store import write_file
+from toto_pipeline.config import EvaluationSettings, PromotionSettings, fingerprint
+from toto_pipeline.errors import EvaluationError
+from toto_pipeline.events.schema import spell_out
+from toto_pipeline.home import Home
+from toto_pipeline.promotion.gate import Decision, decide
+from toto_pipeline.promotion.registry import ModelVersion, Registry
+
+DECISION_FILE = "decision.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """models: scores by model key; champion: the version it was compared with; pictures: PNG files."""
+
+    models: Mapping[str, Mapping[str, float]]
+    decision: Decision
+    champion: ModelVersion | None
+    pictures: list[Path]
+    fingerprint: str
+
+
+def evaluate(
+    home: Home, run_folder: Path, data_fingerprint: str, settings: EvaluationSettings, policy: PromotionSettings
+) -> Verdict:
+    """Score the model of a run against the baseline and the champion, and write what the gate says.
+
+    Raises:
+        EvaluationError: the run has no model, or a model forecasts nonsense.
+        RegistryError: the champion cannot be reached or is damaged.
+    """
+    import torch
+
+    from toto_pipeline.data.training_data import TrainingData
+    from toto_pipeline.evaluation.backtest import BASELINE, CANDIDATE, CHAMPION, backtest
+    from toto_pipeline.evaluation.report import FOLDER, write_report
+    from toto_pipeline.models.baselines import SeasonalNaive
+    from toto_pipeline.models.device import choose_device
+    from toto_pipeline.models.forecaster import Forecaster
+    from toto_pipeline.models.toto2 import load_forecaster
+
+    model = run_folder / "model"
+    if not (model / WEIGHTS_FILE).is_file():
+        raise EvaluationError(f"{model}: holds no {WEIGHTS_FILE}. Expected: this run's model. Train it first.")
+    torch.set_num_threads(settings.threads)
+    device = str(choose_device(settings.device))
+    data = TrainingData.open(home.training_data / data_fingerprint)
+    champion = Registry(home, policy.model_name).champion()
+    forecasters: dict[str, Forecaster] = {
+        CANDIDATE: load_forecaster(model, device=device),
+        BASELINE: SeasonalNaive(data.manifest.season),
+    }
+    identities: dict[str, dict[str, Any]] = {CANDIDATE: {"sha256": sha256_of(model / WEIGHTS_FILE)}}
+    if champion is not None:
+        forecasters[CHAMPION] = load_forecaster(champion.path, device=device)
+        identities[CHAMPION] = {"version": champion.version, "run": champion.run}
+    evaluation = backtest(forecasters, data, settings, cache=home.cache)
+    folder = write_report(evaluation, run_folder, identities=identities)
+    decision = decide(evaluation.scores, policy)
+    _write_decision(run_folder, decision, champion, identities[CANDIDATE]["sha256"])
+    return Verdict(
+        models=evaluation.aggregates,
+        decision=decision,
+        champion=champion,
+        pictures=sorted((run_folder / FOLDER).glob("*.png")),
+        fingerprint=fingerprint(
+            [evaluation.windows_fingerprint, identities, (folder / "report.json").stat().st_size, decision.promote]
+        ),
+    )
+
+
+def read_decision(run_folder: Path) -> dict[str, Any]:
+    """The decision of a run.
+
+    Raises:
+        EvaluationError: it was not evaluated, or the file is damaged.
+    """
+    file = run_folder / DECISION_FILE
+    try:
+        decision: dict[str, Any] = orjson.loads(file.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise EvaluationError(f"{file}: cannot be read ({error}). Materialize evaluation_report first.") from error
+    return decision
+
+
+def write_version(run_folder: Path, version: str) -> None:
+    """Add the registered version to the decision."""
+    decision = {**read_decision(run_folder), "version": version}
+    write_file(run_folder / DECISION_FILE, orjson.dumps(decision, option=orjson.OPT_INDENT_2))
+
+
+def _write_decision(run_folder: Path, decision: Decision, champion: ModelVersion | None, sha256: str) -> None:
+    content = {
+        **decision.describe(),
+        "version": None,
+        "champion": None if champion is None else champion.version,
+        "model_sha256": sha256,
+    }
+    write_file(run_folder / DECISION_FILE, orjson.dumps(spell_out(content), option=orjson.OPT_INDENT_2))

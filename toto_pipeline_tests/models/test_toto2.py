@@ -1,0 +1,195 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from toto_pipeline.config import PRESETS, ModelSettings
+from toto_pipeline.errors import WeightsError
+from toto_pipeline.models import toto2
+from toto_pipeline.models.forecaster import QUANTILES
+from toto_pipeline.models.weights import locate_weights
+
+TINY = ModelSettings(patch_size=8, d_model=16, num_heads=2, num_layers=4, layer_group_size=4)
+
+
+@pytest.fixture
+def forecaster() -> toto2.Toto2Forecaster:
+    torch.manual_seed(0)
+    return toto2.build(TINY, None)
+
+
+@pytest.fixture
+def folder(forecaster: toto2.Toto2Forecaster, tmp_path: Path) -> Path:
+    forecaster.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def _history(batch: int = 2, variates: int = 1, steps: int = 64) -> np.ndarray:
+    time = np.arange(steps, dtype=np.float32)
+    rows = [[10 * v + np.sin(time / 5 + b) for v in range(variates)] for b in range(batch)]
+    return np.asarray(rows, dtype=np.float32)
+
+
+def test_the_released_configuration_has_the_released_number_of_parameters() -> None:
+    module = toto2.build(ModelSettings(**PRESETS["toto2-4m"]["model"]), None).module
+    assert sum(p.numel() for p in module.parameters()) == 4_144_448
+
+
+@pytest.mark.parametrize("variates", [1, 3])
+def test_forecasts_are_finite_sorted_and_shaped(forecaster: toto2.Toto2Forecaster, variates: int) -> None:
+    history = _history(variates=variates, steps=61)
+    history[0, 0, 20:30] = np.nan
+    history[1, 0, -3:] = np.nan
+    quantiles = forecaster.forecast(history, 19)
+    assert quantiles.shape == (2, variates, 19, len(QUANTILES))
+    assert np.isfinite(quantiles).all()
+    assert (np.diff(quantiles, axis=-1) >= 0).all()
+
+
+def test_what_the_loss_trains_is_what_the_forecast_says(forecaster: toto2.Toto2Forecaster) -> None:
+    """A masked tail in forward() gives the quantiles of forecast(), so training and forecasting agree."""
+    history = torch.from_numpy(_history(steps=64))
+    values = torch.cat([history, torch.full((2, 1, 16), 123.0)], dim=-1)
+    kept = torch.from_numpy(forecaster.windows.forecast_mask(80, 16)).expand(2, 1, -1)
+    forecaster.module.eval()
+    with torch.no_grad():
+        output = forecaster.module(values, torch.ones_like(kept), kept, torch.zeros(2, 1, dtype=torch.long))
+    scaled = output.quantiles[:, :, :, 7:9].reshape(9, 2, 1, 16)
+    forecast = (scaled.sinh() * output.scale[..., -16:] + output.loc[..., -16:]).sort(dim=0).values
+    np.testing.assert_allclose(forecaster.forecast(history.numpy(), 16), forecast.permute(1, 2, 3, 0), rtol=1e-5)
+
+
+def test_the_loss_ignores_what_is_missing(forecaster: toto2.Toto2Forecaster) -> None:
+    values = torch.from_numpy(_history(steps=64))
+    kept = torch.ones(2, 64, dtype=torch.bool)
+    values[:, :, 40:56] = float("nan")
+    loss = forecaster.loss(values, kept)
+    assert torch.isfinite(loss)
+    loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in forecaster.module.parameters())
+
+
+def test_the_loss_of_nothing_observed_is_zero(forecaster: toto2.Toto2Forecaster) -> None:
+    nothing = torch.full((1, 1, 64), float("nan"))
+    assert forecaster.loss(nothing, torch.ones(1, 64, dtype=torch.bool)) == 0
+
+
+def test_the_loss_sees_no_future(forecaster: toto2.Toto2Forecaster) -> None:
+    """The loss of a patch depends on that patch, not on any later one."""
+
+    def patch_losses(values: torch.Tensor) -> torch.Tensor:
+        kept = torch.ones(1, 64, dtype=torch.bool)
+        terms = []
+        for patch in range(1, 6):
+            window = values.clone()
+            window[..., (patch + 1) * 8 :] = float("nan")
+            terms.append(forecaster.loss(window, kept))
+        return torch.stack(terms)
+
+    values = torch.from_numpy(_history(batch=1, steps=64))
+    changed = values.clone()
+    changed[..., 48:] += 1000
+    with torch.no_grad():
+        assert torch.equal(patch_losses(values), patch_losses(changed))
+
+
+def test_a_few_steps_lower_the_loss(forecaster: toto2.Toto2Forecaster) -> None:
+    values = torch.from_numpy(_history(batch=8, steps=80))
+    kept = torch.from_numpy(forecaster.windows.forecast_mask(80, 16)).expand(8, -1)
+    optimizer = forecaster.optimizer(0.05, 0.0)
+    losses = []
+    for _ in range(30):
+        loss = forecaster.loss(values, kept)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_saved_folder_opens_with_upstream_alone(folder: Path, forecaster: toto2.Toto2Forecaster) -> None:
+    history = _history()
+    expected = forecaster.forecast(history, 8)
+    np.save(folder.parent / "history.npy", history)
+    script = (
+        "import sys, numpy as np, torch\n"
+        "from toto2 import Toto2Model\n"
+        "assert not any(name.startswith('toto_pipeline') for name in sys.modules)\n"
+        "model = Toto2Model.from_pretrained(sys.argv[1])\n"
+        "history = torch.from_numpy(np.load(sys.argv[2]))\n"
+        "inputs = dict(target=history, target_mask=torch.ones_like(history, dtype=torch.bool),\n"
+        "              series_ids=torch.zeros(history.shape[:2], dtype=torch.long))\n"
+        "np.save(sys.argv[3], model.forecast(inputs, 8).numpy())\n"
+    )
+    answer = folder.parent / "answer.npy"
+    subprocess.run(
+        [sys.executable, "-c", script, str(folder), str(folder.parent / "history.npy"), str(answer)], check=True
+    )
+    np.testing.assert_allclose(np.load(answer).transpose(1, 2, 3, 0), expected, rtol=1e-5)
+
+
+def test_a_saved_model_is_loaded_with_its_weights(folder: Path, forecaster: toto2.Toto2Forecaster) -> None:
+    np.testing.assert_array_equal(
+        toto2.load_forecaster(folder).forecast(_history(), 8), forecaster.forecast(_history(), 8)
+    )
+
+
+def test_weights_that_do_not_fit_the_architecture_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "d_model": 32}))
+    with pytest.raises(WeightsError, match="do not fit the architecture") as caught:
+        toto2.load_module(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_weights_with_a_tensor_missing_are_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, file)
+    with pytest.raises(WeightsError, match="do not fit"):
+        toto2.load_module(folder)
+
+
+def test_a_damaged_file_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(WeightsError, match="do not fit"):
+        toto2.load_module(folder)
+
+
+def test_pickled_weights_are_never_opened(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="never loaded"):
+        toto2.load_module(folder)
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        toto2.load_module(tmp_path)
+
+
+def test_a_name_that_is_neither_folder_nor_id_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="there is no folder"):
+        locate_weights("/nowhere/at/all", tmp_path)
+
+
+def test_an_id_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from toto_pipeline.errors import WeightsError\n"
+        "from toto_pipeline.models.weights import locate_weights\n"
+        "try: locate_weights('Datadog/Toto-2.0-4m', Path(sys.argv[1]))\n"
+        "except WeightsError as error: print(error)\n"
+    )
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": "", "HF_HUB_CACHE": "", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True, env=offline
+    )
+    assert "'Datadog/Toto-2.0-4m' could not be downloaded" in done.stdout
+    assert "hf download Datadog/Toto-2.0-4m" in done.stdout
