@@ -226,7 +226,9 @@ class ScheduleSettings(Settings):
 class RetrainSettings(Settings):
     """One retraining, whole."""
 
-    preset: str = Field("sample", description="Named settings to start from; see PRESETS.")
+    preset: str = Field(
+        "sample", description="Named settings to start from: sample, or toto2-4m for the released architecture."
+    )
     data: DataSettings = Field(default_factory=DataSettings)
     preparation: PreparationSettings = Field(default_factory=PreparationSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)

@@ -179,7 +179,11 @@ def check_database(name: str, folder: Path) -> Check:
                 found=f"{file}: {problem}",
                 remedy="stop what uses it, then restore it from a backup or move it aside; it is created anew",
             )
-    found = f"{len(files)} databases in {folder}" if files else f"none yet; the first run creates it in {folder}"
+    found = (
+        f"{len(files)} SQLite files in {folder}, all whole"
+        if files
+        else f"none yet; the first run creates it in {folder}"
+    )
     return Check(name=name, ok=True, found=found)
 
 

@@ -40,6 +40,9 @@ CANDIDATE, BASELINE, CHAMPION = "candidate", "seasonal_naive", "champion"
 MODEL_NAMES = {CANDIDATE: "New model", BASELINE: "Seasonal naive", CHAMPION: "Champion"}
 """Model keys of an evaluation, in the order they are shown, and what a person calls them."""
 
+METRIC_TITLES = {"coverage_80": "Coverage 80 %", "interval_width": "Width 80 %"}
+"""What a person calls a metric whose key is not its name."""
+
 State = Literal["promoted", "refused", "failed", "canceled", "trained", "unfinished", "interrupted"]
 """trained: the training ended and nothing was decided yet; unfinished: no end is recorded; interrupted: the same, and
 the process that trained is gone."""
@@ -200,6 +203,11 @@ def list_runs(home: Home, limit: int | None = None) -> list[Run]:
     return [read_run(home.run(name)) for name in newest[:limit]]
 
 
+def planned_epochs(run: Run) -> int:
+    """Epochs that the training set out to do, as its log says or, before it began, its settings."""
+    return run.progress.epochs or int((run.config.get("training") or {}).get("epochs") or 0)
+
+
 def current_state(run: Run) -> State:
     """`run.state`, with `unfinished` told from `interrupted` by asking this machine for the process."""
     if run.state != "unfinished" or run.started is None or run.started.get("host") != socket.gethostname():
@@ -226,7 +234,7 @@ def describe(run: Run) -> dict[str, Any]:
         "state": current_state(run),
         "reason": run.reason,
         "epochs": len(run.progress.finished_epochs),
-        "epochs_planned": run.progress.epochs,
+        "epochs_planned": planned_epochs(run),
         "best_epoch": run.progress.best_epoch,
         "best_validation_loss": run.progress.best_validation_loss,
         "training_seconds": run.training_seconds,

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 CONTEXT_LENGTH, HORIZON = 64, 16
 
 
-def pytest_report_header():  # TEMPORARY
-    return Path("/tmp/w/notice.md").read_text()
-
-
 def write_series(folder: Path, *, series: int = 3, steps: int = 600, seed: int = 0) -> Path:
     """A wide CSV file of noisy daily waves at hourly steps."""
     random = np.random.default_rng(seed)
@@ -29,7 +25,7 @@ def write_series(folder: Path, *, series: int = 3, steps: int = 600, seed: int =
     frame = pd.DataFrame({"timestamp": pd.date_range("2026-01-01", periods=steps, freq="h")})
     for index in range(series):
         wave = 10 * (index + 1) + 3 * np.sin(2 * np.pi * (time + 5 * index) / 24)
-        frame[f"sensor_{index}"] = (wave + 0.3 * random.standard_normal(steps)).round(3)
+        frame[f"sensor_{index}"] = (wave + random.standard_normal(steps)).round(3)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "series.csv", index=False)
     return folder / "series.csv"
@@ -42,9 +38,8 @@ def tiny_preparation() -> PreparationSettings:
 
 
 def make_training_data(home: Home, source: Path) -> TrainingData:
-    from toto_pipeline.data.training_data import prepare_training_data
-
     from toto_pipeline.data.snapshot import take_snapshot
+    from toto_pipeline.data.training_data import prepare_training_data
 
     snapshot = take_snapshot(DataSettings(source=str(source)), home.prepare())
     return prepare_training_data(snapshot, tiny_preparation(), home)

@@ -73,7 +73,7 @@ def test_help_teaches_with_examples_that_fit_a_terminal() -> None:
     for line in ("toto-pipeline doctor", "toto-pipeline retrain --data 'metrics/*.csv'", "toto-pipeline show latest"):
         assert line in shown
     for command in ("retrain", "runs", "show", "forecast", "champion", "report", "doctor", "settings"):
-        assert "Examples" in run(command, "--help", width=80).stdout
+        assert "Examples" in CliRunner().invoke(cli.app, [command, "--help"]).output
 
 
 def test_version() -> None:
@@ -124,7 +124,7 @@ def test_a_home_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
 def test_runs_and_show_tell_what_happened(tmp_path: Path) -> None:
     folder = record(tmp_path / "runs", Recording(epochs=3))
     listed = run("runs", home=tmp_path).stdout
-    assert re.search(rf"{RUN[:8]} .* promoted +3/3 +0\.\d{{4}} +0\.5871 +\+50\.3 % +promoted as version 4", listed)
+    assert re.search(rf"{RUN[:8]} .* promoted +3/3 +0\.\d{{4}} +\+50\.3 % +version 4", listed)
     shown = run("show", RUN[:4], home=tmp_path).stdout
     assert "0.5871" in shown
     assert str(folder) in shown
@@ -168,6 +168,26 @@ def test_doctor_reports_as_json_and_by_its_exit_code(tmp_path: Path) -> None:
     assert "wrong" in broken.stdout
 
 
+def test_champion_tells_where_the_model_in_production_is(tmp_path: Path) -> None:
+    from toto_pipeline.promotion.registry import Registry
+
+    home = Home(tmp_path / "home").prepare()
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    registry = Registry(home, "toto")
+    version = registry.register(model, run=RUN, metrics={"SQL": 0.5}, tags={"code_version": "0.1.0"})
+    registry.promote(version.version, expected_champion=None)
+    value = json.loads(run("champion", "--json", home=home.root).stdout)
+    assert {key: value[key] for key in ("version", "metrics", "run")} == {
+        "version": version.version,
+        "metrics": {"SQL": 0.5},
+        "run": RUN,
+    }
+    assert (Path(value["path"]) / "model.safetensors").read_bytes() == b"weights"
+
+
 def test_the_home_is_the_option_then_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOTO_HOME", str(tmp_path / "variable"))
     assert str(tmp_path / "variable") in CliRunner().invoke(cli.app, ["runs"]).output.replace("\n", "")
@@ -183,7 +203,7 @@ def test_a_promoted_run_tells_what_happened_and_where_to_look(tmp_path: Path) ->
     assert "SQL 50.3 % better than the seasonal naive" in printed
     assert "SQL 2.3 % better than the champion" in printed
     assert str(folder / "report.html") in printed
-    assert "make dev" in printed
+    assert re.search(rf"TOTO_HOME={tmp_path} .*(make dev|dagster dev)", printed)
     assert (folder / "report.html").read_text().count("promoted_checkpoint is done") == 1
     assert read_run(folder).outcome == outcome
 
@@ -250,7 +270,8 @@ def test_stopping_ends_a_child_that_does_not_listen(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
-def test_ctrl_c_cancels_stops_the_child_and_keeps_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_cancels_stops_the_child_and_keeps_the_run(tmp_path: Path, how: signal.Signals) -> None:
     script = (
         "import sys; from toto_pipeline.commands import retrain; from toto_pipeline.cli import main\n"
         "from toto_pipeline_tests.test_cli import stand_in\n"
@@ -263,7 +284,7 @@ def test_ctrl_c_cancels_stops_the_child_and_keeps_the_run(tmp_path: Path) -> Non
     for line in command.stdout:
         if line.startswith("waiting"):
             break
-    command.send_signal(signal.SIGINT)
+    command.send_signal(how)
     rest = command.stdout.read()
     assert command.wait(60) == 130
     assert "Canceled" in rest

@@ -72,5 +72,16 @@ def test_databases(tmp_path: Path) -> None:
     assert "b.db" in check.found
 
 
+def test_a_database_with_a_damaged_page(tmp_path: Path) -> None:
+    file = tmp_path / "a.db"
+    with sqlite3.connect(file) as database:
+        database.execute("create table t (x)")
+        database.executemany("insert into t values (?)", [("x" * 500,) for _ in range(100)])
+    pages = bytearray(file.read_bytes())
+    pages[4096 * 3 : 4096 * 5] = b"\xff" * 8192
+    file.write_bytes(pages)
+    assert not check_database("store", tmp_path).ok
+
+
 def test_no_champion_yet_is_in_order(tmp_path: Path) -> None:
     assert check_registry(Home(tmp_path)) == Check(name="champion", ok=True, found="none yet")

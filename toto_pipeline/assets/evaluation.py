@@ -34,7 +34,7 @@ def evaluation_assets(
         owners=OWNERS,
         deps=["training_data", "trained_model"],
         description="Forecasts of the held-out test span by the new model, the seasonal naive and the current champion, "
-        "on the very same windows: MASE, SQL, WQL, WAPE, 80 % coverage, pictures, and the decision with its reasons.",
+        "on the very same windows: MASE, SQL, WQL, WAPE, 80 % coverage, pictures, and the decision with reasons.",
     )
     def evaluation_report(
         context: dg.AssetExecutionContext, config: config_cls, home: HomeResource

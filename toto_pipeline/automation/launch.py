@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from toto_pipeline.automation.jobs import RETRAIN, run_config
 from toto_pipeline.config import RetrainSettings, build
 from toto_pipeline.errors import PipelineError
 from toto_pipeline.home import Home
+from toto_pipeline.training.process import die_with_parent
 
 REFUSED_EXIT_CODE = 10
 STAGES = (
@@ -148,6 +150,7 @@ def main() -> int:
     parser.add_argument("--settings", type=Path, required=True, help="RetrainSettings as JSON")
     parser.add_argument("--run-id", required=True, help="a new UUID")
     arguments = parser.parse_args()
+    die_with_parent(signal.SIGTERM)
     try:
         values = json.loads(arguments.settings.read_bytes())
         settings = build(RetrainSettings, values, str(arguments.settings))

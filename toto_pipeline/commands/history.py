@@ -41,7 +41,7 @@ def runs(
     json: Json = False,
 ) -> None:
     """List the retraining runs of this home, newest first."""
-    from toto_pipeline.runs import BASELINE, current_state, describe, list_runs
+    from toto_pipeline.runs import BASELINE, current_state, describe, list_runs, planned_epochs
 
     found = list_runs(home_of(context), limit)
     if json:
@@ -51,17 +51,16 @@ def runs(
     if not found:
         out.print(f"No runs in {home_of(context).runs}. Start one with: toto-pipeline retrain")
         return
-    numbers = ("Epochs", "Best val. loss", "Score", "vs naive")
+    numbers = ("Epochs", "Val. loss", "vs naive")
     view = table("Run", "When", "Outcome", *numbers, "Decision", right=numbers)
     for run in found:
         state = current_state(run)
         view.add_row(
             run.run[:8],
-            when(run.created),
+            when(run.created)[5:],
             f"[{STATE_STYLES[state]}]{state}[/]",
-            f"{len(run.progress.finished_epochs)}/{run.progress.epochs}",
+            f"{len(run.progress.finished_epochs)}/{planned_epochs(run)}",
             figure(run.progress.best_validation_loss),
-            figure(run.scores.get("candidate", {}).get(run.metric)),
             percent(run.gain(BASELINE)),
             decision_in_short(run),
         )
@@ -161,10 +160,11 @@ def print_run(run: Run, out: Console) -> None:
 
 
 def scores_table(run: Run) -> Table:
-    from toto_pipeline.runs import MODEL_NAMES
+    from toto_pipeline.runs import METRIC_TITLES, MODEL_NAMES
 
     metrics = list(dict.fromkeys(metric for scores in run.scores.values() for metric in scores))
-    view = table("Test windows", *metrics, right=tuple(metrics))
+    titles = [METRIC_TITLES.get(metric, metric) for metric in metrics]
+    view = table("Test windows", *titles, right=tuple(titles))
     for model, values in run.scores.items():
         view.add_row(MODEL_NAMES.get(model, model), *(figure(values.get(metric)) for metric in metrics))
     return view
@@ -191,5 +191,5 @@ def decision_in_short(run: Run) -> Any:
     if run.decision is None:
         return Text(run.reason[:60], style="dim")
     if run.decision.promote:
-        return Text(f"promoted as version {run.decision.version}")
-    return Text("refused by " + ", ".join(rule.name for rule in run.decision.rules if not rule.passed))
+        return Text(f"version {run.decision.version}")
+    return Text(", ".join(rule.name for rule in run.decision.rules if not rule.passed))

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import shlex
+import signal
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -109,7 +112,7 @@ def _watch(child: Child, display: Display) -> Outcome:
 
     watcher = Watcher(display)
     try:
-        with display:
+        with display, _terminated_is_interrupted():
             for message in child.follow():
                 watcher.see(message)
         status = child.wait()
@@ -125,6 +128,20 @@ def _watch(child: Child, display: Display) -> Outcome:
         child.stop(grace_seconds=0)
         raise
     return watcher.outcome(status, child)
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Let SIGTERM (a CI timeout, a service being stopped) end the child as Ctrl-C does."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Watcher:
@@ -236,6 +253,14 @@ def _tell(run: Run, outcome: Outcome, out: Console) -> None:
     out.print("\n".join(_places(run)), markup=False, soft_wrap=True)
 
 
+def _dev_command(home: Path) -> str:
+    """How to open this home's history in the UI from here, in a checkout or without one."""
+    variable = "" if home == Home.from_environment().root else f"{HOME_VARIABLE}={shlex.quote(str(home))} "
+    if Path("Makefile").is_file():
+        return f"{variable}make dev"
+    return f"{variable}DAGSTER_HOME={shlex.quote(str(home / 'dagster'))} dagster dev -m toto_pipeline.definitions"
+
+
 def _places(run: Run) -> list[str]:
     """Where to look next, as far as the run came."""
     home = run.folder.parent.parent
@@ -246,6 +271,6 @@ def _places(run: Run) -> list[str]:
         ("Checkpoints", run.folder / "checkpoints", str(run.folder / "checkpoints")),
         ("Logs", run.folder / "dagster.log", str(run.folder / "dagster.log")),
         ("MLflow", home / "registry" / "mlflow.db", f"mlflow ui --backend-store-uri {shlex.quote(mlflow)}"),
-        ("Dagster", home, "make dev"),
+        ("Dagster", home, _dev_command(home)),
     ]
     return [f"  {name:<12}{words}" for name, path, words in places if path.exists()]

@@ -43,12 +43,26 @@ def print_json(value: Any) -> None:
 
 
 def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """A table whose last column takes the rest of the line and folds; the others stay whole as long as they fit."""
     from rich import box
     from rich.table import Table
 
-    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    result = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for name in columns:
-        result.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        last = name == columns[-1]
+        result.add_column(
+            name,
+            justify="right" if name in right else "left",
+            no_wrap=not last,
+            overflow="fold" if last else "ellipsis",
+        )
     return result
 
 

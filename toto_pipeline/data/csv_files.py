@@ -44,8 +44,7 @@ def inspect_csv(file: SourceFile) -> Columns:
             file, "the file is empty", "a header line and data rows", "fill the file, or take it out of data.source"
         )
     delimiter = _delimiter(head)
-    lines = list(csv.reader(io.StringIO(head), delimiter=delimiter, skipinitialspace=False))
-    header, *rows = [line for line in lines if line]
+    header, *rows = [line for line in csv.reader(io.StringIO(head), delimiter=delimiter) if any(line)]
     header = [name.strip() for name in header]
     _check_header(file, header)
     if not rows:
@@ -57,9 +56,9 @@ def inspect_csv(file: SourceFile) -> Columns:
         )
     cells = list(zip(*(row for row in rows if len(row) == len(header)), strict=True)) or [()] * len(header)
     kinds = {name: _kind(column) for name, column in zip(header, cells, strict=True)}
-    return Columns(
-        file, kinds, {name: "double" if kind == "number" else "string" for name, kind in kinds.items()}, delimiter
-    )
+    types = {name: "double" if kind == "number" else "string" for name, kind in kinds.items()}
+    blank_lines = next(number for number, line in enumerate(head.splitlines()) if line.strip())
+    return Columns(file, kinds, types, delimiter, blank_lines)
 
 
 def csv_batches(columns: Columns, used: Sequence[str], numbers: Sequence[str], ids: str | None) -> Iterator[Any]:
@@ -75,7 +74,9 @@ def csv_batches(columns: Columns, used: Sequence[str], numbers: Sequence[str], i
     wide_row_bytes = 16 * len(columns.names)
     options = {
         "read_options": pacsv.ReadOptions(
-            column_names=columns.names, skip_rows=1, block_size=max(_BLOCK_BYTES, 4 * wide_row_bytes)
+            column_names=columns.names,
+            skip_rows=columns.blank_lines + 1,
+            block_size=max(_BLOCK_BYTES, 4 * wide_row_bytes),
         ),
         "parse_options": pacsv.ParseOptions(delimiter=columns.delimiter),
         "convert_options": pacsv.ConvertOptions(column_types=types, include_columns=list(used), null_values=NULLS),
@@ -215,7 +216,7 @@ def _check_header(file: SourceFile, header: list[str]) -> None:
 
 
 def _delimiter(head: str) -> str:
-    first = head.splitlines()[0]
+    first = head.lstrip().splitlines()[0]
     return max(_DELIMITERS, key=lambda delimiter: (first.count(delimiter), -_DELIMITERS.index(delimiter)))
 
 

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ _UNITS = ((DAY, "D"), (HOUR, "h"), (MINUTE, "min"), (SECOND, "s"), (1000, "ms"),
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 _MOSTLY = 0.8
+_ONE_DAY = np.timedelta64(1, "D")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Grid:
             return (timestamps - self.phase) // self.step
         days = timestamps.view("datetime64[us]").astype("datetime64[D]")
         if self.kind == "business":
-            return np.busday_count(np.datetime64("1970-01-01"), days + 1).astype(np.int64) - 1
+            return np.busday_count(np.datetime64("1970-01-01"), days + _ONE_DAY).astype(np.int64) - 1
         months = days.astype("datetime64[M]").astype(np.int64)
         return (months - self.phase) // self.step
 
@@ -69,7 +70,8 @@ class Grid:
             days = np.busday_offset(np.datetime64("1970-01-01"), ordinals)
         else:
             months = ordinals * self.step + self.phase + (self.step if self.at_end else 0)
-            days = months.view("datetime64[M]").astype("datetime64[D]") - int(self.at_end)
+            first_days: Any = months.view("datetime64[M]").astype("datetime64[D]")
+            days = first_days - _ONE_DAY if self.at_end else first_days
         return days.astype("datetime64[us]").view(np.int64)
 
     def times_from(self, start: int, length: int) -> Int64Array:
@@ -190,7 +192,7 @@ def _month_alias(days: np.ndarray, code: str, months: int) -> str | None:
     month = days.astype("datetime64[M]")
     if (month.astype("datetime64[D]") == days).all():
         kind = "S"
-    elif ((month + 1).astype("datetime64[D]") - 1 == days).all():
+    elif ((month + np.timedelta64(1, "M")).astype("datetime64[D]") - _ONE_DAY == days).all():
         kind = "E"
     else:
         return None

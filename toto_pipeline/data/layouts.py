@@ -147,7 +147,9 @@ def _value_columns(
             _require(columns, name, "data.value_columns")
         return tuple(settings.value_columns)
     wanted = "list" if kind == "lists" else "number"
-    numeric = [name for name in columns.names if columns.kinds[name] == wanted and name not in (timestamp, identifier)]
+    numeric = [
+        name for name in columns.names if name and columns.kinds[name] == wanted and name not in (timestamp, identifier)
+    ]
     if kind in ("long", "lists"):
         target = _named(columns, TARGET_NAMES)
         if target is not None:

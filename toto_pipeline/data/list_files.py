@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import IO, Any
 
 import numpy as np
@@ -44,8 +45,11 @@ class ListFileWriter:
         self._thread.shutdown()
 
     def abandon(self) -> None:
-        """Stop the thread of a file that is not wanted any more."""
+        """Let go of a file that is not wanted any more; nothing happens after `close`."""
         self._thread.shutdown()
+        with suppress(OSError, ValueError):
+            self._writer.close()
+        self._writer.is_open = False  # Or it would try to write the footer once more when it is collected.
 
     def _wait(self) -> None:
         if self._waiting is not None:

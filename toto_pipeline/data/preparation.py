@@ -135,7 +135,8 @@ def _check_density(items: Items, grid: Grid) -> None:
             f"series {items.ids[place]!r} has {items.n_rows[place]} rows in "
             f"{items.lengths[place]} steps of {grid.alias}",
             expected="a value at most of the steps",
-            remedy="correct the timestamps that are far off, or set preparation.frequency to a longer step",
+            remedy="correct the timestamps that are far off, or set preparation.frequency to a longer step (and "
+            "preparation.irregular=mean)",
             file=items.files[place],
         )
 

@@ -230,7 +230,7 @@ def _check_any(n_series: int, settings: DataSettings) -> None:
 
 
 def _pointer(settings: DataSettings, home: Home) -> Path:
-    return home.snapshots / f"source-{source_key(settings.source)}.json"
+    return home.snapshots / f"source-{source_key(settings)}.json"
 
 
 def _remember(settings: DataSettings, home: Home, fingerprint: str) -> None:

@@ -7,14 +7,13 @@ gzip, or Parquet.
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from toto_pipeline.config import SAMPLE
+from toto_pipeline.config import SAMPLE, DataSettings, fingerprint
 from toto_pipeline.errors import DataError
 
 SUFFIXES = {".csv": "csv", ".csv.gz": "csv", ".parquet": "parquet", ".pq": "parquet"}
@@ -45,12 +44,18 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a file in their order, and what kind of values they hold."""
+    """The columns of a file in their order, and what kind of values they hold.
+
+    Attributes:
+        delimiter: what is between the cells of a CSV file.
+        blank_lines: blank lines above the header of a CSV file.
+    """
 
     file: SourceFile
     kinds: dict[str, ColumnKind]
     types: dict[str, str]
     delimiter: str = ","
+    blank_lines: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -82,10 +87,11 @@ def find_files(source: str) -> list[SourceFile]:
     )
 
 
-def source_key(source: str) -> str:
-    """A short name for a source that stays the same from one snapshot to the next."""
-    place = source if source == SAMPLE else str(Path(source).expanduser().absolute())
-    return hashlib.sha256(place.encode()).hexdigest()[:16]
+def source_key(settings: DataSettings) -> str:
+    """A short name for what is read from where; it stays the same from one snapshot to the next."""
+    place = settings.source if settings.source == SAMPLE else str(Path(settings.source).expanduser().absolute())
+    columns = settings.timestamp_column, settings.id_column, settings.value_columns
+    return fingerprint([place, settings.layout, *columns])[:16]
 
 
 @contextmanager

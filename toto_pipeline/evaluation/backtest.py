@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from toto_pipeline.config import EvaluationSettings
 from toto_pipeline.errors import EvaluationError
 from toto_pipeline.evaluation.metrics import METRICS, aggregate, score
+from toto_pipeline.evaluation.pictures import Picture, choose_pictures
 from toto_pipeline.evaluation.windows import EvaluationData, Window, open_task, read_windows, windows_fingerprint
 from toto_pipeline.models.forecaster import QUANTILES, Forecaster
 
@@ -36,21 +37,6 @@ CANDIDATE, BASELINE, CHAMPION = "candidate", "seasonal_naive", "champion"
 
 Progress = Callable[[str, int, int], None]
 """Called with the model's key, its windows done, and all its windows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One series, variate and window to draw: what was known, what came, and what each model said."""
-
-    series: str
-    variate: str
-    mase: float
-    """Of the first model, averaged over its windows."""
-    history_times: tuple[str, ...]
-    history_T: NDArray[np.float32]
-    times: tuple[str, ...]
-    actual_H: NDArray[np.float64]
-    forecasts_HQ: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +203,15 @@ def _evaluation(
         cutoffs=tuple(window.cutoff for window in windows),
         seconds={run.key: run.seconds for run in runs},
         names={run.key: run.model.name for run in runs},
-        pictures=_pictures(runs, windows[-1], data, settings.pictures),
+        pictures=choose_pictures(
+            windows,
+            runs[0].rows,
+            {run.key: run.last_NVHQ for run in runs},
+            frequency=data.manifest.frequency,
+            season=data.manifest.season,
+            variates=runs[0].variates,
+            count=settings.pictures,
+        ),
         notes=tuple(_notes(runs, windows)),
     )
 
@@ -284,57 +278,3 @@ def _notes(runs: Sequence[_ModelRun], windows: Sequence[Window]) -> Iterator[str
 def _some(items: Sequence[str], most: int = 5) -> str:
     shown = ", ".join(items[:most])
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
-
-
-def _pictures(runs: Sequence[_ModelRun], window: Window, data: EvaluationData, count: int) -> tuple[Picture, ...]:
-    import pandas as pd
-
-    mase_NV = _mean_mase(runs[0], window)
-    shown = min(window.history_NVT.shape[-1], max(2 * data.manifest.season, 3 * window.actual_NVH.shape[-1]))
-    horizon = window.actual_NVH.shape[-1]
-    step = pd.tseries.frequencies.to_offset(data.manifest.frequency)
-    cutoff = pd.Timestamp(window.cutoff)
-    before = tuple(t.isoformat() for t in pd.date_range(end=cutoff, periods=shown, freq=step))
-    after = tuple(t.isoformat() for t in pd.date_range(start=cutoff, periods=horizon + 1, freq=step)[1:])
-    variates: Sequence[str] = data.manifest.variates
-    return tuple(
-        Picture(
-            series=window.series[row],
-            variate=str(variates[variate]),
-            mase=float(mase_NV[row, variate]),
-            history_times=before,
-            history_T=window.history_NVT[row, variate, -shown:],
-            times=after,
-            actual_H=window.actual_NVH[row, variate],
-            forecasts_HQ={run.key: run.last_NVHQ[row, variate] for run in runs},
-        )
-        for row, variate in chosen(mase_NV, count)
-    )
-
-
-def _mean_mase(run: _ModelRun, last: Window) -> NDArray[np.float64]:
-    """(N, V) over the windows that a series of the last window has; NaN where undefined in all."""
-    place = {name: row for row, name in enumerate(last.series)}
-    total = np.zeros(last.scale_NV.shape)
-    count = np.zeros(last.scale_NV.shape)
-    for window, scores in zip(run.windows, run.rows, strict=True):
-        kept = [row for row, name in enumerate(window.series) if name in place]
-        rows = [place[window.series[row]] for row in kept]
-        mase = scores["MASE"][kept]
-        total[rows] += np.nan_to_num(mase)
-        count[rows] += ~np.isnan(mase)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def chosen(mase_NV: NDArray[np.float64], count: int) -> list[tuple[int, int]]:
-    """(series, variate) of the best, the middle and the worst by MASE, in that order; undefined only if all are."""
-    flat = mase_NV.ravel()
-    order = np.argsort(flat, kind="stable")
-    ranked = order[: int((~np.isnan(flat)).sum())]
-    ranked = ranked if len(ranked) else order
-    count = min(count, len(ranked))
-    ends = count // 3
-    middle = count - 2 * ends
-    start = (len(ranked) - middle) // 2
-    picked = [*ranked[:ends], *ranked[start : start + middle], *ranked[len(ranked) - ends :]]
-    return [(int(i // mase_NV.shape[1]), int(i % mase_NV.shape[1])) for i in picked]

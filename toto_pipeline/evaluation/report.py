@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from toto_pipeline.checkpoints.store import publish_folder
 from toto_pipeline.errors import EvaluationError
-from toto_pipeline.evaluation.backtest import BASELINE, CANDIDATE, CHAMPION, Evaluation, Picture
+from toto_pipeline.evaluation.backtest import BASELINE, CANDIDATE, CHAMPION, Evaluation
 from toto_pipeline.evaluation.metrics import METRICS, encode, group_mean
+from toto_pipeline.evaluation.pictures import Picture
 from toto_pipeline.events.schema import spell_out
 from toto_pipeline.models.forecaster import QUANTILES
 
@@ -159,10 +161,10 @@ def forecasts(pictures: Sequence[Picture]) -> dict[str, Any]:
                 "variate": picture.variate,
                 "mase": picture.mase,
                 "timestamps_history": list(picture.history_times),
-                "history": picture.history_T.tolist(),
+                "history": _short(picture.history_T),
                 "timestamps": list(picture.times),
-                "actual": picture.actual_H.tolist(),
-                "forecasts": {key: values.tolist() for key, values in picture.forecasts_HQ.items()},
+                "actual": _short(picture.actual_H),
+                "forecasts": {key: [_short(row) for row in values] for key, values in picture.forecasts_HQ.items()},
             }
             for picture in pictures
         ],
@@ -213,6 +215,11 @@ def draw(picture: Picture, file: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(file, dpi=110, format="png")
+
+
+def _short(values: NDArray[np.floating[Any]]) -> list[float]:
+    """Six digits, which is what a picture shows and a third of the file."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 def _cell(name: str, value: Any) -> str:

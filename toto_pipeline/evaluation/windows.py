@@ -10,6 +10,7 @@ Hugging Face. `open_task` keeps the copy in a folder of ours, deletes it at the 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import tempfile
@@ -118,7 +119,7 @@ def task_arguments(data: EvaluationData) -> dict[str, Any]:
     manifest = data.manifest
     step = pd.tseries.frequencies.to_offset(manifest.frequency)
     return {
-        "dataset_path": str(data.evaluation_file),
+        "dataset_path": glob.escape(str(data.evaluation_file)),
         "horizon": manifest.horizon,
         "num_windows": manifest.test_windows,
         "initial_cutoff": (pd.Timestamp(manifest.test_start) - step).isoformat(),

@@ -93,7 +93,8 @@ def advance(state: Progress, event: Event) -> Progress:
 
 
 def _run_started(state: Progress, event: Event) -> Progress:
-    training = (event.get("config") or {}).get("training") or {}
+    config = event.get("config") or {}
+    training = config.get("training") or config  # a trainer may know its own settings only
     resumed_from = event.get("resumed_from")
     return replace(
         state,

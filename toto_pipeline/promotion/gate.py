@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 CANDIDATE, BASELINE, CHAMPION = "candidate", "seasonal_naive", "champion"
 _TITLES = {BASELINE: "the seasonal naive", CHAMPION: "the champion"}
+_ROUNDING = 1e-12  # what sums of equal numbers may differ by
 _CHUNK_VALUES = 4_000_000
 """Resampled counts held at once: 32 MB."""
 
@@ -306,7 +307,7 @@ def sentence(comparison: Comparison) -> str:
     against = f"{metric} {own} against {_TITLES.get(comparison.reference, comparison.reference)}'s {other}"
     if math.isnan(comparison.gain):
         return f"{against}: cannot be compared, because {metric} is undefined on every window."
-    if comparison.gain == comparison.low == comparison.high == 0:
+    if comparison.gain == 0 and max(abs(comparison.low), abs(comparison.high)) < _ROUNDING:
         return f"{against}: equal on every window."
     interval = ""
     if comparison.units > 1:

@@ -72,7 +72,7 @@ def evaluate(
         forecasters[CHAMPION] = load_forecaster(champion.path, device=device)
         identities[CHAMPION] = {"version": champion.version, "run": champion.run}
     evaluation = backtest(forecasters, data, settings, cache=home.cache)
-    folder = write_report(evaluation, run_folder, identities=identities)
+    write_report(evaluation, run_folder, identities=identities)
     decision = decide(evaluation.scores, policy)
     _write_decision(run_folder, decision, champion, identities[CANDIDATE]["sha256"])
     return Verdict(
@@ -80,9 +80,7 @@ def evaluate(
         decision=decision,
         champion=champion,
         pictures=sorted((run_folder / FOLDER).glob("*.png")),
-        fingerprint=fingerprint(
-            [evaluation.windows_fingerprint, identities, (folder / "report.json").stat().st_size, decision.promote]
-        ),
+        fingerprint=fingerprint([evaluation.windows_fingerprint, identities, decision.describe()]),
     )
 
 

@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -87,4 +86,4 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot be written"):
         write_file(tmp_path / "file" / "below", b"x")
-    assert os.path.isfile(tmp_path / "file")
+    assert (tmp_path / "file").is_file()

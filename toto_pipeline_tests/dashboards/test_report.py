@@ -26,7 +26,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 def text_of(html: str) -> str:
     """The page without its script, style and tags, on one line."""
     bare = re.sub(r"<(script|style).*?</\1>", " ", html, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", bare)).replace("&#x27;", "'")
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", bare)).replace("&#x27;", "'").replace("\u00a0", " ")
 
 
 def test_says_what_was_decided_and_why(tmp_path: Path) -> None:
@@ -55,7 +55,14 @@ def test_the_first_model_has_no_champion_to_beat(tmp_path: Path) -> None:
         (
             {},
             {"trained": False, "evaluated": False, "promoted": None},
-            ["Training has not started", "training has not started yet", "No scores yet", "No decision yet"],
+            [
+                "Preparing",
+                "0 of 9 epochs",
+                "Training has not started",
+                "training has not started yet",
+                "No scores yet",
+                "No decision yet",
+            ],
         ),
         (
             {"stops_after": 130},

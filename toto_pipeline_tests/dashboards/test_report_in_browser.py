@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from toto_pipeline.dashboards.html.report import write_report
-from toto_pipeline.events.log import epochs, latest_attempt, read_events
+from toto_pipeline.events.log import EventWriter, epochs, latest_attempt, read_events
 from toto_pipeline_tests.dashboards.test_report import HOSTILE, hostile_run
 from toto_pipeline_tests.fixtures.recorded_run import Recording, record
 
@@ -109,6 +109,17 @@ def test_every_curve_has_its_points(opened: Opener, tmp_path: Path) -> None:
         assert path is not None
         assert path.count("L") == 9 * 40 - 1
         assert "NaN" not in path
+
+
+def test_very_small_and_very_large_numbers_have_short_labels(opened: Opener, tmp_path: Path) -> None:
+    folder = record(tmp_path, trained=False, evaluated=False, promoted=None)
+    with EventWriter(folder) as log:
+        for step in range(1, 50):
+            log.append("step", step=step, epoch=0, loss=step * 1e9, learning_rate=step * 1e-7, seconds=0.1)
+    page = opened(folder, width=390)
+    assert "4.00e-6" in page.locator("#chart-learning_rate").inner_text()
+    assert "4.00e10" in page.locator("#chart-loss").inner_text()
+    assert page.locator("#chart-gradient_norm svg").count() == 1
 
 
 def test_the_scale_can_be_logarithmic(opened: Opener, tmp_path: Path) -> None:

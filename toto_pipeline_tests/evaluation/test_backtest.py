@@ -11,8 +11,9 @@ import pytest
 
 from toto_pipeline.config import EvaluationSettings
 from toto_pipeline.errors import DataError, EvaluationError
-from toto_pipeline.evaluation.backtest import Evaluation, backtest, chosen
+from toto_pipeline.evaluation.backtest import Evaluation, backtest
 from toto_pipeline.evaluation.metrics import METRICS, aggregate
+from toto_pipeline.evaluation.pictures import chosen
 from toto_pipeline.evaluation.windows import open_task
 from toto_pipeline.models.baselines import SeasonalNaive
 from toto_pipeline_tests.evaluation.small_data import (
@@ -171,6 +172,13 @@ def test_no_network_and_nothing_left_in_the_cache(
     assert asked == []
     assert list((tmp_path / "cache").iterdir()) == []
     assert (sorted(home.glob("*")) if home.is_dir() else []) == before
+
+
+@pytest.mark.parametrize("name", ["a b", "a[1]", "a*b"])
+def test_a_home_with_wildcards_in_its_name_is_read(tmp_path: Path, name: str) -> None:
+    small_data(tmp_path / "axb", {"b": wave(300, 2)})
+    evaluation = run(small_data(tmp_path / name, {"a": wave(300, 1)}), tmp_path / name / "cache")
+    assert set(evaluation.scores.to_pandas()["series"]) == {"a"}
 
 
 def test_a_damaged_evaluation_file_is_named(ragged: SmallData, tmp_path: Path) -> None:

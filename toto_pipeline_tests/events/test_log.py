@@ -1,5 +1,4 @@
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -82,7 +81,7 @@ def test_buffered_events_are_flushed_when_their_time_is_up(tmp_path: Path) -> No
     now = [0.0]
     log = EventWriter(tmp_path, flush_seconds=1.0, monotonic=lambda: now[0])
     log.append("step", step=1, epoch=0)
-    assert os.path.getsize(log.path) == 0
+    assert log.path.stat().st_size == 0
     now[0] = 1.0
     log.append("step", step=2, epoch=0)
     assert [e["step"] for e in read_events(tmp_path)] == [1, 2]

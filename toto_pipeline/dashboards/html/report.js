@@ -216,9 +216,8 @@
       { name: "training, each epoch", ...curves.train_loss, color: "candidate", width: 2.2, points: true },
       { name: "validation, each epoch", ...curves.validation_loss, color: "champion", width: 2.2, points: true, dash: "6 3" },
     ];
-    steps.markName = "resumed";
     const box = document.getElementById("chart-loss");
-    const lossChart = chart(box, { ...steps, lines: loss, describe: "Training and validation loss over steps. Arrow keys read values." });
+    const lossChart = chart(box, { ...steps, markName: "resumed", lines: loss, describe: "Training and validation loss over steps. Arrow keys read values." });
     legend(box, loss);
     document.getElementById("log-scale").addEventListener("change", (event) => {
       lossChart.spec.log = event.target.checked;

@@ -20,7 +20,7 @@ from toto_pipeline.dashboards.html.markup import (
 )
 from toto_pipeline.events.log import epochs as epoch_events
 from toto_pipeline.events.schema import number
-from toto_pipeline.runs import BASELINE, CANDIDATE, CHAMPION, MODEL_NAMES, STAGES, Run
+from toto_pipeline.runs import BASELINE, CANDIDATE, CHAMPION, METRIC_TITLES, MODEL_NAMES, STAGES, Run, planned_epochs
 
 HEADLINES = {
     "promoted": "Promoted",
@@ -33,6 +33,8 @@ HEADLINES = {
 }
 NEITHER = frozenset({"coverage_80", "interval_width"})
 """Metrics of which neither lower nor higher is simply better."""
+ONLY_VARIATE = "target"
+"""Name of the variate of a series that has no other; not worth a word."""
 METRIC_WORDS = {
     "MASE": "mean absolute scaled error",
     "SQL": "scaled quantile loss",
@@ -41,7 +43,6 @@ METRIC_WORDS = {
     "coverage_80": "share of actual values inside the 80 % interval; 0.8 is ideal",
     "interval_width": "mean width of the 80 % interval, scaled by the naive error",
 }
-METRIC_TITLES = {"coverage_80": "80 % coverage", "interval_width": "Interval width"}
 
 
 def header(run: Run) -> str:
@@ -63,6 +64,8 @@ def header(run: Run) -> str:
 def headline(run: Run) -> str:
     if run.state == "promoted" and run.decision is not None and run.decision.version is not None:
         return f"Promoted as version {run.decision.version}"
+    if run.state == "unfinished" and not run.milestones:
+        return "Preparing"
     return HEADLINES[run.state]
 
 
@@ -81,7 +84,7 @@ def verdict(run: Run) -> str:
 
 
 def compared(gain: float, other: str) -> str:
-    return f"{abs(100 * gain):.1f} % {'lower' if gain >= 0 else 'higher'} than the {other}'s"
+    return f"{abs(100 * gain):.1f}\u00a0% {'lower' if gain >= 0 else 'higher'} than the {other}'s"
 
 
 def _how_far(run: Run) -> str:
@@ -104,7 +107,7 @@ def tiles(run: Run) -> str:
         (run.metric, figure(own.get(run.metric, math.nan)), note),
         ("MASE", figure(own.get("MASE", math.nan)), note),
         ("Best validation loss", figure(progress.best_validation_loss), _best_epoch(run)),
-        ("Trained for", duration(run.training_seconds), f"{len(rates)} of {progress.epochs} epochs"),
+        ("Trained for", duration(run.training_seconds), f"{len(rates)} of {planned_epochs(run)} epochs"),
         ("Throughput", significant(rates[-1]) if rates else "-", "windows a second"),
         ("Parameters", significant(number(started.get("parameters"))), str(started.get("device") or "")),
     ]
@@ -219,7 +222,7 @@ def _box(model: str, *, checked: bool) -> str:
 
 
 def series_name(series: Mapping[str, Any]) -> str:
-    variate = f" / {series['variate']}" if series["variate"] is not None else ""
+    variate = "" if series["variate"] in (None, ONLY_VARIATE) else f" / {series['variate']}"
     mase = f" (MASE {series['mase']:.3f})" if series["mase"] is not None else ""
     return f"{series['id']}{variate}{mase}"
 

@@ -1,0 +1,136 @@
+"""What a person does in the UI, against a real `dagster dev`: launch, watch, follow the lineage, stop, and a crash."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from toto_pipeline.automation.jobs import run_config
+from toto_pipeline.config import load_settings
+from toto_pipeline.events.log import epochs, read_events
+from toto_pipeline.home import Home
+from toto_pipeline_tests.conftest import write_series
+from toto_pipeline_tests.end_to_end.browser import CHROMIUM, open_page
+from toto_pipeline_tests.end_to_end.dev_server import DevServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
+    home = Home(tmp_path_factory.mktemp("home")).prepare()
+    write_series(home.root / "input")
+    with DevServer(home) as server:
+        yield server
+
+
+def _config(dev: DevServer, **training: Any) -> dict[str, Any]:
+    assignments = [
+        f"data.source={dev.home.root / 'input'}",
+        "preparation.context_length=64",
+        "preparation.horizon=16",
+        "training.model.patch_size=8",
+        "training.model.d_model=32",
+        "training.batch_size=16",
+        *(f"training.{name}={value}" for name, value in training.items()),
+    ]
+    return run_config(load_settings(assignments=assignments))
+
+
+def _epochs_of(dev: DevServer, *runs: str) -> list[int]:
+    found = [m for m in dev.materializations("training_epoch") if m["runId"] in runs]
+    return sorted(int(m["metadata"]["epoch"]) for m in found)
+
+
+def _trainer_pid(dev: DevServer, run: str) -> int | None:
+    starts = [e for e in read_events(dev.home.run(run)) if e["type"] == "run_started"]
+    return int(starts[-1]["pid"]) if starts else None
+
+
+def test_a_retraining_is_launched_watched_and_followed_back_to_the_data(dev: DevServer) -> None:
+    run = dev.launch(_config(dev, epochs=4, steps_per_epoch=60))
+    statuses = dev.wait_for(
+        lambda: [dev.status(run)] if len(_epochs_of(dev, run)) in (1, 2, 3) else None, 180, "an epoch while training"
+    )
+    assert statuses == ["STARTED"]
+    assert dev.wait_until_ended(run) == "SUCCESS"
+
+    assert _epochs_of(dev, run) == [1, 2, 3, 4]
+    logged = {e["epoch"]: e for e in epochs(read_events(dev.home.run(run)))}
+    for materialization in dev.materializations("training_epoch"):
+        event = logged[materialization["metadata"]["epoch"]]
+        assert materialization["metadata"]["train_loss"] == event["train_loss"]
+        assert materialization["metadata"]["validation_loss"] == event["validation_loss"]
+        assert int(materialization["timestamp"]) / 1000 - event["time"] < 1.0
+
+    promoted = dev.materializations("promoted_checkpoint")[0]["metadata"]
+    snapshot = dev.materializations("series_snapshot")[0]["metadata"]
+    assert promoted["series_snapshot"] == snapshot["fingerprint"]
+    assert promoted["data"] == {"path": ["series_snapshot"]}
+    assert promoted["trained_by"] == run
+    assert (Path(str(promoted["folder"])) / "model.safetensors").is_file()
+
+
+@pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason=f"{CHROMIUM} is not installed; .ci/run installs it")
+def test_the_ui_shows_the_lineage_the_plots_and_the_way_back(dev: DevServer) -> None:
+    if not dev.materializations("promoted_checkpoint"):
+        assert dev.wait_until_ended(dev.launch(_config(dev, epochs=3, steps_per_epoch=60))) == "SUCCESS"
+    with open_page() as page:
+        page.goto(f"{dev.url}/asset-groups")
+        page.get_by_text("dashboards").first.wait_for()
+        page.keyboard.press("Alt+e")
+        for asset in ("series_snapshot", "training_data", "trained_model", "training_epoch", "evaluation_report"):
+            page.get_by_text(asset, exact=True).first.wait_for()
+
+        page.goto(f"{dev.url}/assets/training_epoch")
+        page.get_by_text("Plots", exact=True).click()
+        page.locator("canvas").first.wait_for()
+        assert page.get_by_text("validation_loss").count() > 0
+
+        page.goto(f"{dev.url}/assets/promoted_checkpoint")
+        page.get_by_role("link", name="series_snapshot").first.click()
+        page.wait_for_url("**/assets/series_snapshot**")
+        page.get_by_text("fingerprint", exact=True).first.wait_for()
+
+
+def test_terminate_stops_the_training_at_once(dev: DevServer) -> None:
+    run = dev.launch(_config(dev, epochs=10_000, steps_per_epoch=20))
+    dev.wait_for(lambda: _epochs_of(dev, run), 180, "the first epoch")
+    trainer = psutil.Process(_trainer_pid(dev, run))
+    dev.terminate(run)
+    assert dev.wait_until_ended(run) == "CANCELED"
+    trainer.wait(timeout=30)
+    assert [e["outcome"] for e in read_events(dev.home.run(run)) if e["type"] == "run_ended"] == ["canceled"]
+
+
+def test_a_run_that_crashed_is_retried_and_goes_on_where_it_was(dev: DevServer) -> None:
+    run = dev.launch(_config(dev, epochs=6, steps_per_epoch=100))
+    dev.wait_for(lambda: len(_epochs_of(dev, run)) >= 2, 180, "two epochs")
+    trainer = psutil.Process(_trainer_pid(dev, run))
+    worker = psutil.Process(int((dev.home.run(run) / "launcher.pid").read_text()))
+    os.kill(worker.pid, signal.SIGKILL)
+    trainer.wait(timeout=30)  # no orphan trains on
+
+    assert dev.wait_until_ended(run) == "FAILURE"
+    retry = str(dev.wait_for(lambda: _retry_of(dev, run), 120, "the retry"))
+    assert dev.wait_until_ended(retry) == "SUCCESS"
+    assert _epochs_of(dev, run, retry) == [1, 2, 3, 4, 5, 6]
+    resumed = [e["resumed_from"] for e in read_events(dev.home.run(run)) if e["type"] == "run_started"]
+    assert resumed[0] is None
+    assert resumed[1] is not None and resumed[1] >= 200
+
+
+def _retry_of(dev: DevServer, run: str) -> str | None:
+    found = dev.query(
+        "query($f: RunsFilter!) { runsOrError(filter: $f) { ... on Runs { results { runId } } } }",
+        f={"tags": [{"key": "dagster/parent_run_id", "value": run}]},
+    )
+    results = found["runsOrError"]["results"]
+    return results[0]["runId"] if results else None
