@@ -20,7 +20,7 @@ retrain: setup ## Run the whole pipeline on the bundled sample (ARGS="--preset t
 	@$(BIN)/toto-pipeline retrain $(ARGS) || { code=$$?; [ $$code -eq 10 ] && echo "The new model was refused; the champion stays." || exit $$code; }
 
 dev: setup ## Open the Dagster UI on http://127.0.0.1:3000 (PORT=..., HOST=...)
-	@DAGSTER_HOME="$$($(BIN)/python -m toto_pipeline.automation.instance)" exec $(BIN)/dagster dev -w workspace.yaml -h $(HOST) -p $(PORT)
+	@exec $(BIN)/toto-pipeline dev --host $(HOST) --port $(PORT)
 
 test: setup ## Run the tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -3,6 +3,7 @@
     retrain    data -> training -> evaluation -> promotion, followed live
     runs, show, report, champion        what happened
     forecast   the champion's forecasts of your series
+    dev                                 the Dagster UI
     doctor, settings                    what is installed, what can be set
 
 Exit codes: 0 done, 1 something is wrong, 2-8 a mistake that the message explains (errors.py), 10 the promotion gate

@@ -283,7 +283,7 @@ def check_preset(name: str) -> str:
 def training_settings(preset: str, overrides: Mapping[str, Any]) -> TrainingSettings:
     """The preset's settings with `overrides` (nested, None meaning 'as the preset says') laid over them."""
     values = _merge(PRESETS[check_preset(preset)], _without_none(overrides))
-    return build(TrainingSettings, values, "training")
+    return build(TrainingSettings, values, section="training")
 
 
 def load_settings(
@@ -302,11 +302,11 @@ def load_settings(
     if isinstance(training, Mapping):
         values["training"] = _merge(PRESETS[chosen], training)
     values["preset"] = chosen
-    return build(RetrainSettings, values, "" if file is None else str(file))
+    return build(RetrainSettings, values, file=file)
 
 
-def build[S: Settings](cls: type[S], values: Mapping[str, Any], place: str) -> S:
-    """Validate `values` as `cls`.
+def build[S: Settings](cls: type[S], values: Mapping[str, Any], *, section: str = "", file: Path | None = None) -> S:
+    """Validate `values` as `cls`, the settings of `section` out of `file`, where there are such.
 
     Raises:
         ConfigError: one line for each fault, with the setting's full name.
@@ -314,7 +314,7 @@ def build[S: Settings](cls: type[S], values: Mapping[str, Any], place: str) -> S
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(cls, fault, place) for fault in error.errors()]
+        lines = [_explain(cls, fault, section, file) for fault in error.errors()]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -339,9 +339,10 @@ def setting_names(cls: type[BaseModel] = RetrainSettings, prefix: str = "") -> l
     return names
 
 
-def _explain(cls: type[Settings], fault: Any, place: str) -> str:
+def _explain(cls: type[Settings], fault: Any, section: str, file: Path | None) -> str:
     name = ".".join(str(part) for part in fault["loc"])
-    where = ": ".join(part for part in (place, name) if part)
+    full = ".".join(part for part in (section, name) if part)
+    where = full if file is None else f"{file}: {full}"
     if fault["type"] == "extra_forbidden":
         names = setting_names(cls)
         known = names + sorted({n.rsplit(".", depth)[0] for n in names for depth in range(1, n.count(".") + 1)})

@@ -30,7 +30,7 @@ def data_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
 
         with user_errors():
             opened = home.open()
-            settings = build(DataSettings, config.model_dump(), "data")
+            settings = build(DataSettings, config.model_dump(), section="data")
             record_settings(opened.run(run_id_of(context)), data=settings.model_dump(mode="json"))
             snapshot = take_snapshot(settings, opened)
         manifest = snapshot.manifest
@@ -77,7 +77,7 @@ def data_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
         fingerprint = upstream_fact(context, "series_snapshot", "fingerprint")
         with user_errors():
             opened = home.open()
-            settings = build(PreparationSettings, config.model_dump(), "preparation")
+            settings = build(PreparationSettings, config.model_dump(), section="preparation")
             record_settings(opened.run(run_id_of(context)), preparation=settings.model_dump(mode="json"))
             data = prepare_training_data(open_snapshot(opened.snapshots / fingerprint), settings, opened)
         manifest = data.manifest

@@ -33,7 +33,7 @@ def evaluation_assets(
         kinds={"python"},
         owners=OWNERS,
         deps=["training_data", "trained_model"],
-        description="Forecasts of the held-out test span by the new model, the seasonal naive and the current champion, "
+        description="Forecasts of the held-out test span by the new model, the seasonal naive and the champion, "
         "on the very same windows: MASE, SQL, WQL, WAPE, 80 % coverage, pictures, and the decision with reasons.",
     )
     def evaluation_report(
@@ -48,8 +48,8 @@ def evaluation_assets(
         values = config.model_dump()
         with user_errors():
             opened = home.open()
-            policy = build(PromotionSettings, values.pop("policy"), "promotion")
-            evaluation = build(EvaluationSettings, values, "evaluation")
+            policy = build(PromotionSettings, values.pop("policy"), section="promotion")
+            evaluation = build(EvaluationSettings, values, section="evaluation")
             run_folder = opened.run(model_run)
             record_settings(
                 run_folder, evaluation=evaluation.model_dump(mode="json"), promotion=policy.model_dump(mode="json")

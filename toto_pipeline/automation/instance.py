@@ -45,7 +45,3 @@ def prepare_instance(home: Home) -> Path:
 
 def _dump(folder: str) -> str:
     return yaml.safe_dump(instance_settings(folder), sort_keys=False)
-
-
-if __name__ == "__main__":
-    print(prepare_instance(Home.from_environment()))

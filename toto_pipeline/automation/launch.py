@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import execute_run
 
 from toto_pipeline import errors
@@ -46,18 +47,12 @@ _STATES = {
 }
 
 
-def retrain() -> dg.JobDefinition:
-    """The job, for Dagster to load by name in whichever process needs it."""
-    from toto_pipeline.definitions import defs
-
-    return defs.resolve_job_def(RETRAIN)
-
-
 def launch(settings: RetrainSettings, run_id: str, home: Home) -> int:
     """Run the whole pipeline; the exit code."""
     os.environ["DAGSTER_HOME"] = str(prepare_instance(home))
     with dg.DagsterInstance.get() as instance:
-        job = dg.reconstructable(retrain)
+        location = ReconstructableRepository.for_module("toto_pipeline.definitions", "defs")
+        job = location.get_reconstructable_job(RETRAIN)
         run = instance.create_run_for_job(
             job.get_definition(),
             run_id=run_id,
@@ -153,7 +148,7 @@ def main() -> int:
     die_with_parent(signal.SIGTERM)
     try:
         values = json.loads(arguments.settings.read_bytes())
-        settings = build(RetrainSettings, values, str(arguments.settings))
+        settings = build(RetrainSettings, values, file=arguments.settings)
         return launch(settings, arguments.run_id, Home.from_environment())
     except PipelineError as error:
         return _end("failed", str(error), error.exit_code)

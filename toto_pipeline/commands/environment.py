@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from toto_pipeline.commands.shared import Json, console, examples, home_of, print_json, table
+from toto_pipeline.home import HOME_VARIABLE
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -21,6 +25,7 @@ def register(app: typer.Typer) -> None:
             "toto-pipeline settings", "toto-pipeline settings --json", "toto-pipeline retrain --set training.epochs=3"
         )
     )(settings)
+    app.command(epilog=examples("toto-pipeline dev", "toto-pipeline dev --port 3001"))(dev)
 
 
 def doctor(context: typer.Context, json: Json = False) -> None:
@@ -41,6 +46,25 @@ def doctor(context: typer.Context, json: Json = False) -> None:
             out.print(f"{check.name}: {check.remedy}", markup=False, soft_wrap=True)
         out.print("Everything is in order." if not wrong else f"{len(wrong)} to mend.", style="bold")
     raise typer.Exit(1 if wrong else 0)
+
+
+def dev(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(help="Port of the UI.")] = 3000,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback let others in.")] = "127.0.0.1",
+) -> None:
+    """Open the Dagster UI with the history of this home: launch, watch, switch the nightly schedule on."""
+    from toto_pipeline.automation.instance import prepare_instance
+
+    home = home_of(context)
+    folder = prepare_instance(home)
+    dagster = Path(sys.executable).with_name("dagster")
+    console().print(f"http://{host}:{port}", markup=False)
+    os.execve(  # noqa: S606 - the UI takes this process over, signals and all
+        dagster,
+        [str(dagster), "dev", "-m", "toto_pipeline.definitions", "-h", host, "-p", str(port)],
+        {**os.environ, HOME_VARIABLE: str(home.root), "DAGSTER_HOME": str(folder)},
+    )
 
 
 def settings(json: Json = False) -> None:

@@ -55,7 +55,8 @@ def retrain(
         str | None, typer.Option(help="File, folder or glob of CSV or Parquet; short for data.source.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; `toto-pipeline settings` lists them.")
+        Path | None,
+        typer.Option(help="YAML file of settings. Default: $TOTO_CONFIG, else toto.yaml here, if there is one."),
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -68,10 +69,10 @@ def retrain(
     Exit code 0: promoted. 10: the gate refused it, and the reason is printed. 2-8: something in settings or data is to
     be mended, as the message says. 130: interrupted. 1: anything else.
     """
-    from toto_pipeline.config import load_settings
+    from toto_pipeline.config import default_settings_file, load_settings
 
     source = [] if data is None else [f"data.source={orjson.dumps(absolute_source(data)).decode()}"]
-    settings = load_settings(preset, config, [*source, *(assignments or [])])
+    settings = load_settings(preset, config or default_settings_file(), [*source, *(assignments or [])])
     home = home_of(context).prepare()
     out = console(stderr=json)
     run = str(uuid.uuid4())
@@ -257,8 +258,8 @@ def _dev_command(home: Path) -> str:
     """How to open this home's history in the UI from here, in a checkout or without one."""
     variable = "" if home == Home.from_environment().root else f"{HOME_VARIABLE}={shlex.quote(str(home))} "
     if Path("Makefile").is_file():
-        return f"{variable}make dev"
-    return f"{variable}DAGSTER_HOME={shlex.quote(str(home / 'dagster'))} dagster dev -m toto_pipeline.definitions"
+        return f"{variable}toto-pipeline dev   (in a checkout: make dev)"
+    return f"{variable}toto-pipeline dev"
 
 
 def _places(run: Run) -> list[str]:
