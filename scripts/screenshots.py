@@ -55,7 +55,7 @@ def _dagster(page: Any, url: str) -> None:
     page.get_by_text("Metadata", exact=True).first.scroll_into_view_if_needed()
     page.wait_for_timeout(SETTLE_MILLISECONDS)
     page.mouse.move(700, 700)
-    page.mouse.wheel(0, 420)
+    page.mouse.wheel(0, 1100)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
     _save(page, "epochs")
 

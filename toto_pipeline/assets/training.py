@@ -1,6 +1,5 @@
 """trained_model, and training_epoch: one materialization an epoch, while the training runs."""
 
-import time
 from typing import Any
 
 import dagster as dg
@@ -106,8 +105,7 @@ def epoch_metadata(event: Event) -> dict[str, Any]:
     metadata: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     metadata |= {name: dg.MetadataValue.text("not finite") for name, value in numbers.items() if value is None}
     metadata |= {"epoch": event["epoch"], "step": event["step"], "is_best": bool(event["is_best"])}
-    metadata |= {"checkpoint": event["checkpoint"] or "none", "lag_seconds": max(0.0, time.time() - event["time"])}
-    return metadata
+    return metadata | {"checkpoint": event["checkpoint"] or "none"}
 
 
 def _record_epochs(context: dg.AssetExecutionContext, events: list[Event], recorded: set[int]) -> None:
