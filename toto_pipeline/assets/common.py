@@ -26,7 +26,7 @@ def user_errors() -> Iterator[None]:
             description=str(error),
             metadata={"error": type(error).__name__, "what_to_do": str(error)},
             allow_retries=False,
-        ) from error
+        ) from None  # the message is whole; where in our code it arose is of no use to its reader
 
 
 def run_id_of(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> str:
