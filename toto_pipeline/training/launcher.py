@@ -115,6 +115,7 @@ def agent() -> None:
     """The torch elastic agent of one run: `RUN_FOLDER MAX_RESTARTS` in argv."""
     die_with_parent(signal.SIGTERM)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     run_folder, max_restarts = Path(sys.argv[1]), int(sys.argv[2])
@@ -137,8 +138,9 @@ def agent() -> None:
         elastic_launch(config, sys.executable)(*command)
     except SignalException as ended:
         sys.exit(128 + ended.sigval)
-    except Exception as error:  # the agent's own report; the trainer's is above it in the log
-        print(error, file=sys.stderr)
+    except ChildFailedError as error:  # what the process itself had to say is above it in the log
+        rank, failure = error.get_first_failure()
+        print(f"training process of rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
         sys.exit(1)
 
 

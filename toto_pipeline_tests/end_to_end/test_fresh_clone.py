@@ -73,8 +73,8 @@ def test_every_command_of_the_documents_does_what_it_says(clone: Path) -> None:
             shorter, shell=True, cwd=clone, env=_environment(clone), capture_output=True, text=True, check=False
         )
         said = f"{shorter}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        if "{quick}" in SHORTER.get(command, ""):
-            assert done.returncode in (0, 10), said  # a model that short may be refused
+        if command.startswith("toto-pipeline retrain") and command not in EXPECTED:
+            assert done.returncode in (0, 10), said  # a model trained so briefly may be refused
         else:
             assert done.returncode == EXPECTED.get(command, 0), said
         assert "Traceback" not in done.stdout + done.stderr, said
