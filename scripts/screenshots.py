@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from toto_pipeline.automation.jobs import run_config  # noqa: E402
 from toto_pipeline.config import load_settings  # noqa: E402
 from toto_pipeline.home import Home  # noqa: E402
-from toto_pipeline_tests.end_to_end.browser import open_page  # noqa: E402
+from toto_pipeline_tests.browser import open_page  # noqa: E402
 from toto_pipeline_tests.end_to_end.dev_server import DevServer  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"

@@ -43,7 +43,7 @@ def run_family(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext
     return family
 
 
-def upstream_fact(context: dg.AssetExecutionContext, asset: str, name: str) -> str:
+def upstream_fact(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: str, name: str) -> str:
     """A text fact that the newest materialization of `asset` recorded, this run's own before any other's.
 
     Raises:

@@ -1,12 +1,11 @@
 """evaluation_report: the new model, the baseline and the champion on the same windows; and the checks that gate."""
 
-import json
 from typing import Any
 
 import dagster as dg
 import pydantic
 
-from toto_pipeline.assets.common import OWNERS, picture, run_id_of, table, upstream_fact, user_errors
+from toto_pipeline.assets.common import OWNERS, picture, table, upstream_fact, user_errors
 from toto_pipeline.assets.launchpad import config_class
 from toto_pipeline.config import EvaluationSettings, PromotionSettings, RetrainSettings, build
 from toto_pipeline.resources import HomeResource
@@ -87,11 +86,14 @@ def _check(name: str, description: str) -> dg.AssetChecksDefinition:
 
     @dg.asset_check(asset="evaluation_report", name=name, description=description, blocking=True)
     def check(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
-        run_folder = home.open().run(run_id_of(context))
-        decision = json.loads((run_folder / "decision.json").read_bytes())
+        from toto_pipeline.promotion.verdict import read_decision
+
+        model_run = upstream_fact(context, "evaluation_report", "run")
+        with user_errors():
+            decision = read_decision(home.open().run(model_run))
         rules = [rule for rule in decision["rules"] if rule["name"] == name]
         passed = all(rule["passed"] for rule in rules)
         text = " ".join(rule["text"] for rule in rules) or "This rule does not apply: there is no champion yet."
-        return dg.AssetCheckResult(passed=passed, description=text, metadata={"run": run_folder.name, "why": text})
+        return dg.AssetCheckResult(passed=passed, description=text, metadata={"run": model_run, "why": text})
 
     return check

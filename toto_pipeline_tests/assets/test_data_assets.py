@@ -103,3 +103,30 @@ def test_an_asset_without_its_input_says_what_to_do_first(
     (failure,) = result.get_step_failure_events()
     data = failure.step_failure_data.user_failure_data
     assert data is not None and "series_snapshot has not been materialized yet" in str(data.description)
+
+
+def test_an_asset_builds_on_what_its_own_run_made_not_on_what_another_made_since(
+    home: Home, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    """Two retrainings at once: the newest snapshot is the other one's."""
+    source = write_series(tmp_path / "input")
+
+    def other_run(_context: dg.OpExecutionContext) -> None:
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization("series_snapshot", metadata={"fingerprint": "another run's"})
+        )
+
+    result = dg.materialize(
+        [*data_assets(RetrainSettings()), dg.asset(name="between", deps=["series_snapshot"])(other_run)],
+        instance=instance,
+        resources={"home": HomeResource(path=str(home.root))},
+        run_config={
+            "ops": {
+                "series_snapshot": {"config": {"source": str(source)}},
+                "training_data": {"config": PREPARATION},
+            }
+        },
+    )
+    order = [event.step_key for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_START]
+    assert order.index("between") < order.index("training_data")
+    assert _metadata(result, "training_data")["snapshot"] == _metadata(result, "series_snapshot")["fingerprint"]

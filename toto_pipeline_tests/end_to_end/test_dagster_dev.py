@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,8 +16,8 @@ from toto_pipeline.automation.jobs import run_config
 from toto_pipeline.config import load_settings
 from toto_pipeline.events.log import epochs, read_events
 from toto_pipeline.home import Home
+from toto_pipeline_tests.browser import needs_chromium, open_page
 from toto_pipeline_tests.conftest import write_series
-from toto_pipeline_tests.end_to_end.browser import CHROMIUM, open_page
 from toto_pipeline_tests.end_to_end.dev_server import DevServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -75,10 +75,11 @@ def test_a_retraining_is_launched_watched_and_followed_back_to_the_data(dev: Dev
     assert promoted["series_snapshot"] == snapshot["fingerprint"]
     assert promoted["data"] == {"path": ["series_snapshot"]}
     assert promoted["trained_by"] == run
-    assert (Path(str(promoted["folder"])) / "model.safetensors").is_file()
+    opens = "import sys; from toto2 import Toto2Model; Toto2Model.from_pretrained(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", opens, str(promoted["folder"])], check=True)
 
 
-@pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason=f"{CHROMIUM} is not installed; .ci/run installs it")
+@needs_chromium
 def test_the_ui_shows_the_lineage_the_plots_and_the_way_back(dev: DevServer) -> None:
     if not dev.materializations("promoted_checkpoint"):
         assert dev.wait_until_ended(dev.launch(_config(dev, epochs=3, steps_per_epoch=60))) == "SUCCESS"

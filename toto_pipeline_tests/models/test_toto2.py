@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +194,40 @@ def test_an_id_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
     )
     assert "'Datadog/Toto-2.0-4m' could not be downloaded" in done.stdout
     assert "hf download Datadog/Toto-2.0-4m" in done.stdout
+
+
+def test_the_loss_is_the_formula_written_out() -> None:
+    """Patch i answers for patch i + 1 with the loc and scale of patch i; nothing counts before 8 seen steps."""
+    generator = torch.Generator().manual_seed(0)
+    patches, size = 4, 5
+    quantiles = torch.randn(9, 1, 1, patches, size, generator=generator)
+    target = torch.randn(1, 1, patches * size, generator=generator)
+    loc = torch.randn(1, 1, patches, generator=generator).repeat_interleave(size, -1)
+    scale = torch.rand(1, 1, patches, generator=generator).repeat_interleave(size, -1) + 0.5
+    observed = torch.ones(1, 1, patches * size, dtype=torch.bool)
+    observed[..., 12] = False
+    kept = torch.ones_like(observed)
+    kept[..., 15:] = False
+
+    terms = []
+    for patch in range(patches - 1):
+        seen = int((observed & kept)[0, 0, : (patch + 1) * size].sum())
+        for step in range(size):
+            time = (patch + 1) * size + step
+            if seen < 8 or not observed[0, 0, time]:
+                continue
+            scaled = math.asinh((target[0, 0, time] - loc[0, 0, patch * size]) / scale[0, 0, patch * size])
+            for level, quantile in zip(QUANTILES, quantiles[:, 0, 0, patch, step].tolist(), strict=True):
+                error = scaled - quantile
+                terms.append(max(level * error, (level - 1) * error))
+    assert len(terms) == 9 * 9  # two patches of five, one step missing
+
+    loss = toto2.next_patch_loss(
+        quantiles_QBVNP=quantiles,
+        loc_BVT=loc,
+        scale_BVT=scale,
+        target_BVT=target,
+        observed_BVT=observed,
+        kept_BVT=kept,
+    )
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)

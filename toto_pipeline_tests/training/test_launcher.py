@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 from safetensors.torch import load_file
-from toto_pipeline.data.training_data import TrainingData
 
 from toto_pipeline.config import ModelSettings, TrainingSettings
+from toto_pipeline.data.training_data import TrainingData
 from toto_pipeline.errors import TrainingError, WeightsError
 from toto_pipeline.events.log import epochs, read_events
 from toto_pipeline.home import Home

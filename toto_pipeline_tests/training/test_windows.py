@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from toto_pipeline.data.training_data import TrainingData
 
+from toto_pipeline.data.training_data import TrainingData
 from toto_pipeline.models.patches import PatchedWindows
 from toto_pipeline.training.windows import (
     Batch,
