@@ -55,20 +55,17 @@ def _trainer_pid(dev: DevServer, run: str) -> int | None:
 
 
 def test_a_retraining_is_launched_watched_and_followed_back_to_the_data(dev: DevServer) -> None:
-    run = dev.launch(_config(dev, epochs=4, steps_per_epoch=60))
-    statuses = dev.wait_for(
-        lambda: [dev.status(run)] if len(_epochs_of(dev, run)) in (1, 2, 3) else None, 180, "an epoch while training"
-    )
-    assert statuses == ["STARTED"]
+    run = dev.launch(_config(dev, epochs=8, steps_per_epoch=60))
+    dev.wait_for(lambda: _epochs_of(dev, run), 180, "the first epoch")
+    assert dev.status(run) == "STARTED"
     assert dev.wait_until_ended(run) == "SUCCESS"
 
-    assert _epochs_of(dev, run) == [1, 2, 3, 4]
+    assert _epochs_of(dev, run) == [1, 2, 3, 4, 5, 6, 7, 8]
     logged = {e["epoch"]: e for e in epochs(read_events(dev.home.run(run)))}
     for materialization in dev.materializations("training_epoch"):
         event = logged[materialization["metadata"]["epoch"]]
         assert materialization["metadata"]["train_loss"] == event["train_loss"]
         assert materialization["metadata"]["validation_loss"] == event["validation_loss"]
-        assert int(materialization["timestamp"]) / 1000 - event["time"] < 1.0
 
     promoted = dev.materializations("promoted_checkpoint")[0]["metadata"]
     snapshot = dev.materializations("series_snapshot")[0]["metadata"]
