@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import execute_run
 
@@ -31,6 +32,8 @@ from toto_pipeline.home import Home
 from toto_pipeline.training.process import die_with_parent
 
 REFUSED_EXIT_CODE = 10
+STARTED_BY, COMMAND_LINE, PROCESS = "toto/started_by", "command line", "toto/process"
+"""Tags of a run that the command line started: that it did, and the process that executes it."""
 STAGES = (
     "series_snapshot",
     "training_data",
@@ -51,13 +54,14 @@ def launch(settings: RetrainSettings, run_id: str, home: Home) -> int:
     """Run the whole pipeline; the exit code."""
     os.environ["DAGSTER_HOME"] = str(prepare_instance(home))
     with dg.DagsterInstance.get() as instance:
+        end_dead_runs(instance)
         location = ReconstructableRepository.for_module("toto_pipeline.definitions", "defs")
         job = location.get_reconstructable_job(RETRAIN)
         run = instance.create_run_for_job(
             job.get_definition(),
             run_id=run_id,
             run_config=run_config(settings),
-            tags={"toto/started_by": "command line"},
+            tags={STARTED_BY: COMMAND_LINE, PROCESS: _process_name(psutil.Process())},
             job_code_origin=job.get_python_origin(),
             asset_selection=job.get_definition().asset_layer.selected_asset_keys,
         )
@@ -67,6 +71,34 @@ def launch(settings: RetrainSettings, run_id: str, home: Home) -> int:
         finished = instance.get_run_by_id(run_id)
     status = finished.status if finished else dg.DagsterRunStatus.FAILURE
     return _report_outcome(status, reporter.failure, home.run(run_id))
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Record as failed what the command line started and a crash or a reboot ended, and give back its pool slots.
+
+    Where no daemon runs nobody else would, and the next run would wait for the slot of a dead one for ever.
+    """
+    unfinished = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING],
+        tags={STARTED_BY: COMMAND_LINE},
+    )
+    dead = [run for run in instance.get_runs(unfinished) if not _is_alive(run.tags.get(PROCESS, ""))]
+    for run in dead:
+        instance.report_run_failed(run, "The process that executed this run is gone.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return [run.run_id for run in dead]
+
+
+def _process_name(process: psutil.Process) -> str:
+    """A process, told apart from a later one with the same number."""
+    return f"{process.pid}@{process.create_time():.0f}"
+
+
+def _is_alive(name: str) -> bool:
+    try:
+        return _process_name(psutil.Process(int(name.split("@", maxsplit=1)[0]))) == name
+    except (ValueError, psutil.NoSuchProcess):
+        return False
 
 
 class _Reporter:
