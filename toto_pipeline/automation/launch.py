@@ -42,6 +42,8 @@ STAGES = (
     "promoted_checkpoint",
     "run_dashboard",
 )
+CHECK_STEPS = ("evaluation_report_beats_baseline", "evaluation_report_not_worse_than_champion")
+"""Steps of the blocking checks: a run that failed elsewhere was not refused, whatever the gate said before."""
 _STATES = {
     dg.DagsterEventType.STEP_START: "started",
     dg.DagsterEventType.STEP_SUCCESS: "succeeded",
@@ -140,7 +142,7 @@ def _report_outcome(status: dg.DagsterRunStatus, failure: dg.DagsterEvent | None
         return _end("promoted", f"version {decision.get('version')} is the champion", 0)
     if status == dg.DagsterRunStatus.CANCELED:
         return _end("canceled", "stopped from outside", 130)
-    if decision.get("promote") is False:
+    if decision.get("promote") is False and failure is not None and failure.step_key in CHECK_STEPS:
         broken = [rule["text"] for rule in decision["rules"] if not rule["passed"]]
         return _end("refused", " ".join(broken), REFUSED_EXIT_CODE)
     if failure is None:

@@ -101,13 +101,13 @@ class CheckpointManager:
             try:
                 found.append(Checkpoint(folder, read_manifest(folder)))
             except CheckpointError:
-                continue  # reported when `latest` or `best` meets it
+                continue  # `latest` and `best` set it aside and report it
         return found
 
     def latest(self, quarantined: Quarantined) -> Checkpoint | None:
         """The newest checkpoint that verifies; damaged ones on the way are set aside."""
         for folder in reversed(self._folders()):
-            checkpoint = self._verified(folder, quarantined)
+            checkpoint = self._checked(folder, verify, quarantined)
             if checkpoint is not None:
                 return checkpoint
         return None
@@ -115,11 +115,12 @@ class CheckpointManager:
     def best(self, quarantined: Quarantined) -> Checkpoint | None:
         """The verified checkpoint with the lowest validation loss; the newest where none was validated."""
         while True:
-            checkpoints = {c.name: c for c in self.checkpoints()}
+            found = [self._checked(folder, read_manifest, quarantined) for folder in self._folders()]
+            checkpoints = {c.name: c for c in found if c is not None}
             chosen = retention.best([_kept(c) for c in checkpoints.values()])
             if chosen is None:
                 return self.latest(quarantined)
-            checkpoint = self._verified(checkpoints[chosen.name].folder, quarantined)
+            checkpoint = self._checked(checkpoints[chosen.name].folder, verify, quarantined)
             if checkpoint is not None:
                 return checkpoint
 
@@ -144,9 +145,9 @@ class CheckpointManager:
         numbered = [(int(match[1]), f) for f in self.folder.iterdir() if (match := _NAME.fullmatch(f.name))]
         return [folder for _, folder in sorted(numbered)]
 
-    def _verified(self, folder: Path, quarantined: Quarantined) -> Checkpoint | None:
+    def _checked(self, folder: Path, check: Callable[[Path], Manifest], quarantined: Quarantined) -> Checkpoint | None:
         try:
-            return Checkpoint(folder, verify(folder))
+            return Checkpoint(folder, check(folder))
         except CheckpointError as error:
             moved = self._quarantine(folder)
             quarantined(folder, moved, str(error))

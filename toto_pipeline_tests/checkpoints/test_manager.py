@@ -97,6 +97,16 @@ def test_a_manifest_from_the_future_says_to_upgrade(manager: CheckpointManager) 
         verify(checkpoint.folder)
 
 
+def test_a_best_checkpoint_without_a_readable_manifest_is_reported_not_passed_over(manager: CheckpointManager) -> None:
+    best = manager.save(_state(10, 1.0))
+    manager.save(_state(20, 2.0))
+    (best.folder / "manifest.json").write_bytes(b"{")
+    reports = _Reports()
+    found = manager.best(reports)
+    assert found is not None and found.name == "step_20"
+    assert [name for name, _ in reports] == ["step_10"]
+
+
 class _Bomb:
     def __init__(self, marker: str) -> None:
         self.marker = marker
