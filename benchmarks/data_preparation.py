@@ -87,10 +87,10 @@ def _measure(folder: Path, n_values: int) -> dict[str, float]:
 
 
 def _prepare(folder: Path) -> None:
-    from toto_pipeline.config import DataSettings, PreparationSettings
     from toto_pipeline.data.snapshot import take_snapshot
     from toto_pipeline.data.training_data import prepare_training_data
     from toto_pipeline.home import Home
+    from toto_pipeline.settings.data import DataSettings, PreparationSettings
 
     home = Home(folder / "home")
     started = time.perf_counter()

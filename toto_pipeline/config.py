@@ -8,219 +8,23 @@ one name, one default and one description wherever it is met. Later layers win:
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 import os
 import re
-import zoneinfo
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from toto_pipeline.errors import ConfigError
+from toto_pipeline.settings.base import Settings, suggestion
+from toto_pipeline.settings.data import DataSettings, PreparationSettings
+from toto_pipeline.settings.promotion import EvaluationSettings, PromotionSettings, ScheduleSettings
+from toto_pipeline.settings.training import TrainingSettings
 
-SAMPLE = "sample"
 CONFIG_VARIABLE = "TOTO_CONFIG"
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the canonical JSON of these settings."""
-        return fingerprint(self.model_dump(mode="json"))
-
-
-def fingerprint(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-class DataSettings(Settings):
-    """Where the series come from, how they are laid out, and what to do about faults in them."""
-
-    source: str = Field(
-        SAMPLE,
-        description="'sample' for the bundled data set, or a file, folder or glob of CSV or Parquet files.",
-    )
-    layout: Literal["auto", "wide", "long", "symbols"] = Field(
-        "auto",
-        description="wide: a timestamp column and one column a series. long: rows of id, timestamp, target. symbols: one "
-        "file a series, its columns the variates (Open, High, Low, ...). auto: recognised from the column names.",
-    )
-    timestamp_column: str | None = Field(
-        None,
-        description="Name of the timestamp column. Unset: timestamp, ds, date, datetime, time and the like are recognised.",
-    )
-    id_column: str | None = Field(
-        None,
-        description="Name of the series id column of a long layout. Unset: item_id, unique_id, id, series_id are recognised.",
-    )
-    value_columns: list[str] = Field(
-        default_factory=list,
-        description="The value columns to use. Empty: all numeric columns (wide, symbols) or target, y, value (long).",
-    )
-    duplicates: Literal["error", "first", "last", "mean"] = Field(
-        "error",
-        description="Rows of one series with the same timestamp: refuse the data, or keep the first, the last or their mean.",
-    )
-    unsorted: Literal["error", "sort"] = Field(
-        "error", description="Rows whose timestamps go backwards: refuse the data, or sort them."
-    )
-    constant_series: Literal["error", "drop", "keep"] = Field(
-        "error", description="A series whose value never changes: refuse the data, leave the series out, or keep it."
-    )
-    missing_series: Literal["error", "drop"] = Field(
-        "error", description="A series without a single value: refuse the data, or leave the series out."
-    )
-    infinities: Literal["error", "missing"] = Field(
-        "error", description="Infinite values: refuse the data, or treat them as missing."
-    )
-    vanished: Literal["error", "accept"] = Field(
-        "error",
-        description="A series of the last snapshot of this source that is no longer there: refuse the data, or accept it.",
-    )
-
-
-class PreparationSettings(Settings):
-    """How series become training, validation and test data. All cuts are points in time."""
-
-    context_length: int = Field(512, ge=8, description="Steps of history the model sees before it forecasts.")
-    horizon: int = Field(96, ge=1, description="Steps to forecast.")
-    season: int | None = Field(
-        None,
-        ge=1,
-        description="Steps in a season, for MASE and the seasonal naive baseline. Unset: from the frequency (a day for minutes and hours, a week for days, ...).",
-    )
-    frequency: str | None = Field(
-        None, description="Step between rows, as pandas writes it (10min, h, D). Unset: inferred from the timestamps."
-    )
-    irregular: Literal["error", "mean"] = Field(
-        "error",
-        description="Timestamps off the regular grid: refuse the data, or average them into the grid step they fall in.",
-    )
-    short_series: Literal["error", "drop"] = Field(
-        "error", description="A series too short to train and test on: refuse the data, or leave the series out."
-    )
-    validation_windows: int = Field(
-        2, ge=1, description="Horizons held out before the test span, for validation after each epoch."
-    )
-    test_windows: int = Field(5, ge=1, description="Horizons held out at the end, for evaluation and promotion.")
-
-
-class ModelSettings(Settings):
-    """The architecture, and the weights to start from."""
-
-    family: Literal["toto2"] = Field("toto2", description="Model family.")
-    weights: str | None = Field(
-        None,
-        description="Start from these weights: a Hugging Face id (Datadog/Toto-2.0-4m) or a local folder. The architecture then "
-        "comes from its config.json. Unset: from scratch.",
-    )
-    patch_size: int = Field(16, ge=1, description="Steps in a patch.")
-    d_model: int = Field(64, ge=8, description="Width of the model.")
-    num_heads: int = Field(2, ge=1, description="Attention heads; must divide d_model.")
-    num_layers: int = Field(4, ge=1, description="Transformer layers; a multiple of layer_group_size.")
-    d_ff: int | None = Field(None, ge=8, description="Width of the feed-forward layers. Unset: 8/3 of d_model.")
-    layer_group_size: int = Field(4, ge=1, description="Layers in a group; the last of each attends across variates.")
-
-    @model_validator(mode="after")
-    def _divisible(self) -> ModelSettings:
-        if self.d_model % self.num_heads:
-            raise ValueError(f"d_model ({self.d_model}) must be divisible by num_heads ({self.num_heads})")
-        if self.num_layers % self.layer_group_size:
-            raise ValueError(
-                f"num_layers ({self.num_layers}) must be a multiple of layer_group_size ({self.layer_group_size})"
-            )
-        return self
-
-
-class TrainingSettings(Settings):
-    """The training run. Defaults are those of the preset `sample`."""
-
-    model: ModelSettings = Field(default_factory=ModelSettings)
-    epochs: int = Field(9, ge=1, description="Epochs to train. An epoch is `steps_per_epoch` optimizer steps.")
-    steps_per_epoch: int = Field(100, ge=1, description="Optimizer steps in an epoch.")
-    batch_size: int = Field(16, ge=1, description="Windows in a step, over all processes.")
-    learning_rate: float = Field(0.1, gt=0, description="Base learning rate; u-muP scales it for each parameter group.")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
-    decay_fraction: float = Field(
-        0.3, ge=0, le=1, description="Share of the steps over which the rate falls to 0 at the end."
-    )
-    weight_decay: float = Field(
-        0.0,
-        ge=0,
-        le=1e-4,
-        description="Not scaled by the learning rate: 1e-4 takes 0.01 % off the weights at each step.",
-    )
-    gradient_clip: float = Field(
-        1.0, gt=0, description="Largest gradient norm; larger gradients are scaled down to it."
-    )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Number format of the forward pass.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of weights, windows and masks.")
-    threads: int = Field(1, ge=1, description="CPU threads of a training process.")
-    loader_workers: int = Field(0, ge=0, description="Processes that read windows ahead of the training.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    validation_batches: int = Field(16, ge=1, description="At most so many batches are validated after an epoch.")
-    patience: int | None = Field(
-        None, ge=1, description="Stop after so many epochs without a better validation loss. Unset: train all epochs."
-    )
-    keep_checkpoints: int = Field(3, ge=1, description="Newest checkpoints to keep besides the best.")
-    processes: int = Field(1, ge=1, description="Training processes on this machine (one a GPU).")
-    max_restarts: int = Field(
-        2, ge=0, description="Times a training that died is restarted from its last good checkpoint."
-    )
-
-
-class EvaluationSettings(Settings):
-    """How models are compared on the test span."""
-
-    batch_size: int = Field(64, ge=1, description="Windows forecast at once.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    threads: int = Field(1, ge=1, description="CPU threads used for forecasting.")
-    pictures: int = Field(6, ge=0, le=50, description="Series to draw: the best, the middle and the worst by MASE.")
-
-
-class PromotionSettings(Settings):
-    """When a new model replaces the champion."""
-
-    model_name: str = Field("toto", min_length=1, description="Name of the registered model in MLflow.")
-    metric: Literal["MASE", "SQL", "WQL", "WAPE"] = Field(
-        "SQL", description="The metric that decides; lower is better."
-    )
-    tolerated_loss: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="How much worse than the champion is still accepted, as a share of the champion's score.",
-    )
-    confidence: float = Field(
-        0.95,
-        gt=0.5,
-        lt=1,
-        description="Confidence with which the new model must beat the baseline and not fall behind the champion.",
-    )
-    resamples: int = Field(2000, ge=100, description="Bootstrap resamples of the paired windows.")
-    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
-
-
-class ScheduleSettings(Settings):
-    """When the nightly retraining starts. The schedule is off until it is switched on in the UI."""
-
-    cron: str = Field("0 2 * * *", description="Cron expression: minute, hour, day of month, month, day of week.")
-    time_zone: str = Field("UTC", description="IANA time zone of the cron expression, such as Europe/Paris.")
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        if value not in zoneinfo.available_timezones():
-            raise ValueError(f"there is no time zone {value!r}{_suggestion(value, zoneinfo.available_timezones())}")
-        return value
 
 
 class RetrainSettings(Settings):
@@ -275,7 +79,7 @@ def check_preset(name: str) -> str:
     """
     if name not in PRESETS:
         raise ConfigError(
-            f"preset: there is no {name!r}{_suggestion(name, PRESETS)}. Expected one of: {', '.join(PRESETS)}."
+            f"preset: there is no {name!r}{suggestion(name, PRESETS)}. Expected one of: {', '.join(PRESETS)}."
         )
     return name
 
@@ -346,19 +150,9 @@ def _explain(cls: type[Settings], fault: Any, section: str, file: Path | None) -
     if fault["type"] == "extra_forbidden":
         names = setting_names(cls)
         known = names + sorted({n.rsplit(".", depth)[0] for n in names for depth in range(1, n.count(".") + 1)})
-        return f"{where}: there is no such setting{_suggestion(name, known)}. `toto-pipeline settings` lists them all."
+        return f"{where}: there is no such setting{suggestion(name, known)}. `toto-pipeline settings` lists them all."
     found = "" if isinstance(fault.get("input"), Mapping) else f" (found {fault.get('input')!r})"
     return f"{where}: {fault['msg']}{found}. `toto-pipeline settings` describes every setting."
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not close:
-        leaf = name.rsplit(".", 1)[-1]
-        leaves = {candidate.rsplit(".", 1)[-1]: candidate for candidate in known}
-        close = [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _parse_assignment(text: str) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from toto_pipeline.models.forecaster import QUANTILES, Forecaster, pad_left
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from toto_pipeline.config import PreparationSettings
     from toto_pipeline.data.frequency import Grid
     from toto_pipeline.data.snapshot import Snapshot
+    from toto_pipeline.settings.data import PreparationSettings
 
 FORMATS = (".csv", ".parquet")
 READ_AT_ONCE = 16

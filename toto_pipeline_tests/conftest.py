@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toto_pipeline.config import DataSettings, PreparationSettings
 from toto_pipeline.home import Home
+from toto_pipeline.settings.data import DataSettings, PreparationSettings
 
 if TYPE_CHECKING:
     from toto_pipeline.data.training_data import TrainingData

@@ -4,13 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toto_pipeline.config import (
-    PRESETS,
-    RetrainSettings,
-    load_settings,
-    setting_names,
-    training_settings,
-)
+from toto_pipeline.config import PRESETS, RetrainSettings, load_settings, setting_names, training_settings
 from toto_pipeline.errors import ConfigError
 
 
@@ -23,7 +17,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
     assert settings.training.epochs == 7  # the assignment
     assert settings.preparation.horizon == 48
     assert settings.data.source == "/data/*.csv"
-    assert settings.training.patience is None  # a default
+    assert settings.training.early_stopping.patience is None  # a default
 
 
 def test_a_preset_named_on_the_command_line_wins_over_the_file(tmp_path: Path) -> None:

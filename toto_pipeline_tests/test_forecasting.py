@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from toto_pipeline.config import DataSettings, PreparationSettings
 from toto_pipeline.data.snapshot import Snapshot, take_snapshot
 from toto_pipeline.errors import ConfigError, DataError
 from toto_pipeline.forecasting import contexts, forecast, write_forecasts
 from toto_pipeline.home import Home
+from toto_pipeline.settings.data import DataSettings, PreparationSettings
 
 
 class LastValue:

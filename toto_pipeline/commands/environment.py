@@ -99,7 +99,7 @@ def settings(json: Json = False) -> None:
 
 def describe_settings(cls: type[BaseModel], prefix: str = "") -> list[dict[str, Any]]:
     """Name, type, default and description of every setting, in the order they are declared."""
-    from toto_pipeline.config import Settings
+    from toto_pipeline.settings.base import Settings
 
     rows: list[dict[str, Any]] = []
     for name, field in cls.model_fields.items():

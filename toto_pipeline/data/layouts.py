@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from toto_pipeline.config import DataSettings
 from toto_pipeline.data.series import TARGET
 from toto_pipeline.data.sources import Columns
 from toto_pipeline.errors import DataError
+from toto_pipeline.settings.data import DataSettings
 
 Kind = Literal["wide", "long", "lists", "symbols"]
 

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toto_pipeline.config import PreparationSettings
 from toto_pipeline.data.frequency import Grid, default_season, parse_frequency
 from toto_pipeline.data.list_files import GROUP_VALUES, ListFileWriter, list_arrays, list_fields
 from toto_pipeline.data.regular import OffGridError, regularise, series_grid
@@ -25,6 +24,7 @@ from toto_pipeline.data.snapshot import Snapshot
 from toto_pipeline.data.splits import Cuts, Splits, find_cuts, split
 from toto_pipeline.data.training_files import EVALUATION_FILE, ITEMS_FILE, VALUES_FILE, TrainingDataManifest
 from toto_pipeline.errors import DataError
+from toto_pipeline.settings.data import PreparationSettings
 
 _MOST_STEPS_A_ROW = 100
 _SPARE_STEPS = 100_000

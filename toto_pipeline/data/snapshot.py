@@ -22,7 +22,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from toto_pipeline.config import DataSettings
 from toto_pipeline.data.layouts import Layout, common_variates, recognise
 from toto_pipeline.data.readers import Reader, inspect
 from toto_pipeline.data.repairs import Repairs
@@ -33,6 +32,7 @@ from toto_pipeline.data.validation import mend
 from toto_pipeline.data.writer import SERIES_FILE, SeriesWriter
 from toto_pipeline.errors import DataError
 from toto_pipeline.home import Home, storage_errors
+from toto_pipeline.settings.data import DataSettings
 
 MANIFEST_FILE = "manifest.json"
 Progress = Callable[[str, float], None]

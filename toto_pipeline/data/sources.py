@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from toto_pipeline.config import SAMPLE, DataSettings, fingerprint
 from toto_pipeline.errors import DataError
+from toto_pipeline.settings.base import fingerprint
+from toto_pipeline.settings.data import SAMPLE, DataSettings
 
 SUFFIXES = {".csv": "csv", ".csv.gz": "csv", ".parquet": "parquet", ".pq": "parquet"}
 SAMPLE_FILE = Path(__file__).parent / "sample" / "appliances_energy.parquet"

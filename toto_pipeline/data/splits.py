@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toto_pipeline.config import PreparationSettings
 from toto_pipeline.data.frequency import Grid
 from toto_pipeline.data.series import Int64Array
+from toto_pipeline.settings.data import PreparationSettings
 
 
 @dataclass(frozen=True)

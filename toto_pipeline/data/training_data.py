@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from toto_pipeline.config import PreparationSettings, fingerprint
 from toto_pipeline.data.frequency import Grid, parse_frequency
 from toto_pipeline.data.preparation import lay_out
 from toto_pipeline.data.series import Float32Array, Int64Array
@@ -37,6 +36,8 @@ from toto_pipeline.data.training_files import (
 )
 from toto_pipeline.errors import DataError
 from toto_pipeline.home import Home, storage_errors
+from toto_pipeline.settings.base import fingerprint
+from toto_pipeline.settings.data import PreparationSettings
 
 __all__ = ["TrainingData", "TrainingDataManifest", "picture", "prepare_training_data"]
 

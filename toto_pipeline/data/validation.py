@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from toto_pipeline.config import DataSettings
 from toto_pipeline.data.repairs import Repairs
 from toto_pipeline.data.series import Float32Array, Series, group_mean, iso
 from toto_pipeline.errors import DataError
+from toto_pipeline.settings.data import DataSettings
 
 _KEPT = {"first": "their first row", "last": "their last row", "mean": "their mean"}
 

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toto_pipeline.config import EvaluationSettings
 from toto_pipeline.errors import EvaluationError
 from toto_pipeline.evaluation.metrics import METRICS, aggregate, score
 from toto_pipeline.evaluation.pictures import Picture, choose_pictures
 from toto_pipeline.evaluation.windows import EvaluationData, Window, open_task, read_windows, windows_fingerprint
 from toto_pipeline.models.forecaster import QUANTILES, Forecaster
+from toto_pipeline.settings.promotion import EvaluationSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa

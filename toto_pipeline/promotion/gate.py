@@ -37,8 +37,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toto_pipeline.config import PromotionSettings
 from toto_pipeline.evaluation.metrics import encode, fraction, mean_ratio, numbers
+from toto_pipeline.settings.promotion import PromotionSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -30,11 +30,11 @@ from typing import Any
 
 from toto_pipeline.checkpoints.manifest import FileRecord, describe_files, sha256_of
 from toto_pipeline.checkpoints.store import publish_folder
-from toto_pipeline.config import fingerprint
 from toto_pipeline.errors import ConfigError, RegistryError
 from toto_pipeline.events.schema import number, spell_out
 from toto_pipeline.home import Home, storage_errors
 from toto_pipeline.promotion.mlflow_connection import DATABASE_FILE, TRANSFER_SECONDS, Store
+from toto_pipeline.settings.base import fingerprint
 
 CHAMPION, PREVIOUS = "champion", "previous"
 """Aliases of the version in production, and of the one before it."""

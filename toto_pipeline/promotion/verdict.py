@@ -15,12 +15,13 @@ import orjson
 
 from toto_pipeline.checkpoints.manifest import sha256_of
 from toto_pipeline.checkpoints.store import write_file
-from toto_pipeline.config import EvaluationSettings, PromotionSettings, fingerprint
 from toto_pipeline.errors import EvaluationError
 from toto_pipeline.events.schema import spell_out
 from toto_pipeline.home import Home
 from toto_pipeline.promotion.gate import Decision, decide
 from toto_pipeline.promotion.registry import ModelVersion, Registry
+from toto_pipeline.settings.base import fingerprint
+from toto_pipeline.settings.promotion import EvaluationSettings, PromotionSettings
 
 DECISION_FILE = "decision.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from toto_pipeline.config import DataSettings, PreparationSettings
 from toto_pipeline.data.snapshot import Snapshot, take_snapshot
 from toto_pipeline.data.training_data import TrainingData, prepare_training_data
 from toto_pipeline.home import Home
+from toto_pipeline.settings.data import DataSettings, PreparationSettings
 
 SMALL = {"context_length": 16, "horizon": 4, "validation_windows": 1, "test_windows": 2}
 

@@ -382,7 +382,7 @@ def test_unwritable_home(source: Path, tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from toto_pipeline.config import DataSettings, PreparationSettings
+from toto_pipeline.settings.data import DataSettings, PreparationSettings
 from toto_pipeline.data.snapshot import open_snapshot, take_snapshot
 from toto_pipeline.data.training_data import prepare_training_data
 from toto_pipeline.errors import StorageError

@@ -22,8 +22,8 @@ from toto_pipeline_tests.data.helpers import long, read, snap, times, tree, wide
 
 def test_sample(home: Home) -> None:
     said: list[tuple[str, float]] = []
-    from toto_pipeline.config import DataSettings
     from toto_pipeline.data.snapshot import take_snapshot
+    from toto_pipeline.settings.data import DataSettings
 
     taken = take_snapshot(DataSettings(), home, lambda what, share: said.append((what, share)))
     manifest = taken.manifest

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toto_pipeline.config import DataSettings, PreparationSettings
 from toto_pipeline.data.snapshot import take_snapshot
 from toto_pipeline.data.training_data import TrainingData, picture, prepare_training_data
 from toto_pipeline.errors import DataError
 from toto_pipeline.home import Home
+from toto_pipeline.settings.data import DataSettings, PreparationSettings
 from toto_pipeline_tests.data.helpers import SMALL, long, prepare, snap, times, tree, wide, write
 
 CONTEXT, HORIZON = SMALL["context_length"], SMALL["horizon"]

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toto_pipeline.config import EvaluationSettings
 from toto_pipeline.errors import DataError, EvaluationError
 from toto_pipeline.evaluation.backtest import Evaluation, backtest
 from toto_pipeline.evaluation.metrics import METRICS, aggregate
 from toto_pipeline.evaluation.pictures import chosen
 from toto_pipeline.evaluation.windows import open_task
 from toto_pipeline.models.baselines import SeasonalNaive
+from toto_pipeline.settings.promotion import EvaluationSettings
 from toto_pipeline_tests.evaluation.small_data import (
     CONTEXT,
     HORIZON,

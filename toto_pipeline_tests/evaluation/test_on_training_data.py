@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toto_pipeline.config import DataSettings, EvaluationSettings, PreparationSettings
 from toto_pipeline.data.snapshot import take_snapshot
 from toto_pipeline.data.training_data import TrainingData, prepare_training_data
 from toto_pipeline.evaluation.backtest import backtest
 from toto_pipeline.evaluation.metrics import METRICS, aggregate
 from toto_pipeline.home import Home
 from toto_pipeline.models.baselines import SeasonalNaive
+from toto_pipeline.settings.data import DataSettings, PreparationSettings
+from toto_pipeline.settings.promotion import EvaluationSettings
 from toto_pipeline_tests.evaluation.small_data import Steady, wave
 
 CONTEXT, HORIZON, WINDOWS = 48, 12, 3

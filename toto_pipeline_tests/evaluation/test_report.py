@@ -8,11 +8,11 @@ import numpy as np
 import orjson
 import pytest
 
-from toto_pipeline.config import EvaluationSettings
 from toto_pipeline.errors import EvaluationError
 from toto_pipeline.evaluation import report as reports
 from toto_pipeline.evaluation.backtest import Evaluation, backtest
 from toto_pipeline.models.baselines import SeasonalNaive
+from toto_pipeline.settings.promotion import EvaluationSettings
 from toto_pipeline_tests.evaluation.small_data import HORIZON, SEASON, Steady, small_data, wave
 
 

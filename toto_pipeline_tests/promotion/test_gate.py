@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toto_pipeline.config import PromotionSettings
 from toto_pipeline.evaluation.metrics import aggregate
 from toto_pipeline.promotion.gate import decide, widened_alpha
+from toto_pipeline.settings.promotion import PromotionSettings
 from toto_pipeline_tests.promotion.score_tables import errors, noisy, rule, table
 
 POLICY = PromotionSettings(resamples=500)
