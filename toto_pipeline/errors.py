@@ -68,6 +68,10 @@ class CheckpointError(PipelineError):
     exit_code = 5
 
 
+class NewerCheckpointError(CheckpointError):
+    """A checkpoint was written by a newer version of this program; nothing is wrong with it."""
+
+
 class StorageError(PipelineError):
     """The home cannot be written: permissions, a read-only file system, a full disk."""
 

@@ -1,7 +1,12 @@
 """Saving, finding and loading the checkpoints of a run.
 
-    checkpoints/step_<n>/model.safetensors  optimizer.safetensors  random.safetensors  state.json  manifest.json
+    checkpoints/step_<n>/model.safetensors  optimizer.safetensors  ...  state.json  manifest.json
+    checkpoints/step_<n>/shards/            instead of these, where several processes hold parts of the tensors
     checkpoints/quarantine/                 damaged ones, kept for whoever wants to know
+    checkpoints/pins.json                   those that must stay
+
+    training thread    wait for the save before -> check the disk -> copy to memory -> go on training
+    writer thread      check the numbers -> write and hash -> rename -> retention -> backup
 
 Tensors are safetensors, the rest is JSON; nothing is ever pickled. A checkpoint is verified against its hashes at every
 load; a damaged one is set aside and the one before it is used.
@@ -10,25 +15,55 @@ load; a damaged one is set aside and the one before it is used.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from toto_pipeline.checkpoints import retention
-from toto_pipeline.checkpoints.manifest import FILE_NAME, Manifest, describe_files, read_manifest, verify
-from toto_pipeline.checkpoints.store import publish_folder, remove_temporaries
-from toto_pipeline.errors import CheckpointError
+from toto_pipeline.checkpoints import pins, retention, sharded
+from toto_pipeline.checkpoints.manifest import (
+    FILE_NAME,
+    SCHEMA,
+    FileRecord,
+    Format,
+    Manifest,
+    describe,
+    describe_files,
+    read_manifest,
+    verify,
+)
+from toto_pipeline.checkpoints.ranks import OneRank, Ranks
+from toto_pipeline.checkpoints.staging import Staging
+from toto_pipeline.checkpoints.store import (
+    LOCAL,
+    TEMPORARY_PREFIX,
+    FileSystem,
+    discard_folder,
+    make_folders,
+    publish_folder,
+    remove_temporaries,
+    replace_folder,
+    sync_tree,
+)
+from toto_pipeline.errors import CheckpointError, NewerCheckpointError, StorageError
+from toto_pipeline.home import storage_errors
+from toto_pipeline.settings.training import CheckpointSettings
 
 Tensors = dict[str, torch.Tensor]
 _NAME = re.compile(r"step_(\d+)")
 _STATE_FILE = "state.json"
+_NEVER_NOT_FINITE = ("model", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -36,15 +71,18 @@ class State:
     """Everything a training run is at one moment.
 
     Attributes:
-        tensors: one safetensors file for each key (model, optimizer, random).
+        metrics: of the validation at this very step; empty for a save in mid-epoch.
+        tensors: one safetensors file for each key (model, optimizer, trainer, random). They may be live, on any device.
         values: what is not a tensor; JSON.
+        schema: format that it was loaded from.
     """
 
     step: int
     epoch: int
-    validation_loss: float | None
+    metrics: Mapping[str, float]
     tensors: Mapping[str, Tensors]
     values: Mapping[str, Any]
+    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -59,116 +97,456 @@ class Checkpoint:
         return self.folder.name
 
 
-Quarantined = Callable[[Path, Path, str], None]
-"""Called with the checkpoint's folder, where it was moved, and why."""
+@dataclass(frozen=True)
+class _Job:
+    """A save on its way to the disk: `state` is what is neither a tensor nor a value."""
+
+    state: State
+    staged: Mapping[str, Tensors]
+    values: bytes
+    started: float
+    blocked_seconds: float
+
+    @property
+    def name(self) -> str:
+        return f"step_{self.state.step}"
+
+    @property
+    def format(self) -> Format:
+        return "sharded" if sharded.is_sharded(self.staged) else "plain"
+
+
+def _ignore(type: str, **fields: Any) -> None: ...
 
 
 class CheckpointManager:
-    """The checkpoints of one run. One process writes; any number may read."""
+    """The checkpoints of one run. One training writes, all its processes take part; any number may read.
 
-    def __init__(self, run_folder: Path, *, keep_last: int = 3, clock: Callable[[], float] = time.time) -> None:
-        self.folder = run_folder / "checkpoints"
-        self._keep_last = keep_last
+    `report(type, **fields)` is told what happens, as events. `before_commit()` is called when a checkpoint is about to
+    appear: the history that led to it should be on the disk by then. Both are also called from the writer thread.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        settings: CheckpointSettings | None = None,
+        *,
+        ranks: Ranks | None = None,
+        report: Callable[..., None] = _ignore,
+        before_commit: Callable[[], None] = lambda: None,
+        files: FileSystem = LOCAL,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.run_folder = run_folder
+        self.folder = run_folder / pins.FOLDER
+        self.settings = settings or CheckpointSettings()
+        self._ranks: Ranks = ranks or OneRank()
+        self._report = report
+        self._before_commit = before_commit
+        self._files = files
         self._clock = clock
+        self._staging = Staging()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._in_flight: Future[None] | None = None
+        self._good: set[str] = set()
+        self._just_verified: dict[Path, Manifest] = {}
+        backups = self.settings.backup_folder
+        self._backups = None if backups is None else Path(backups).expanduser() / run_folder.name
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._writer.shutdown()  # what failed to be saved was reported; the error that ends the run goes first
+
+    def close(self) -> None:
+        """Wait for what is in flight, and end the writer."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
 
     def prepare(self) -> None:
         """Make the folder and clear what a killed writer left in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(self.folder)
+        if self._ranks.rank == 0:
+            with storage_errors(self.folder):
+                make_folders(self.folder, files=self._files)
+                self._files.sync(self.run_folder.parent)  # whoever made the folder of the run may not have
+                remove_temporaries(self.folder, files=self._files)
+        self._ranks.barrier()
 
-    def save(self, state: State) -> Checkpoint:
-        """Commit `state` and delete what retention lets go.
+    def path(self, step: int) -> str:
+        """Where the checkpoint of a step is or will be, relative to the run."""
+        return f"{pins.FOLDER}/step_{step}"
+
+    def save(self, state: State, *, wait: bool = False) -> str:
+        """Start to save `state`; its tensors may change as soon as this returns. The path, relative to the run.
+
+        All ranks call it; of tensors that all hold alike only rank 0 saves its own.
 
         Raises:
-            StorageError: the disk is full or cannot be written; earlier checkpoints are untouched.
+            StorageError: there is too little room on the disk; or what the save before this one failed with.
+            CheckpointError: likewise.
         """
+        started = time.perf_counter()
+        self.wait()
+        path = self.path(state.step)
+        if self._ranks.rank > 0 and not sharded.is_sharded(state.tensors):
+            return path
+        try:
+            self._check_room(state)
+        except StorageError as error:
+            self._report_failure(state, error)
+            raise
+        staged = self._staging.take(state.tensors)
+        values = json.dumps(dict(state.values), allow_nan=False).encode()
+        facts = replace(state, metrics=dict(state.metrics), tensors={}, values={})
+        job = _Job(facts, staged, values, started, time.perf_counter() - started)
+        self._in_flight = self._writer.submit(self._commit, job)
+        if wait or not self.settings.asynchronous:
+            self.wait()
+        return path
 
-        def fill(folder: Path) -> None:
-            for name, tensors in state.tensors.items():
-                save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{name}.safetensors")
-            (folder / _STATE_FILE).write_text(json.dumps(dict(state.values)), encoding="utf-8")
-            manifest = Manifest(state.step, state.epoch, self._clock(), state.validation_loss, describe_files(folder))
-            (folder / FILE_NAME).write_bytes(manifest.to_json())
+    def wait(self) -> None:
+        """Wait until nothing is in flight.
 
-        folder = publish_folder(self.folder / f"step_{state.step}", fill)
-        self._apply_retention()
-        return Checkpoint(folder, read_manifest(folder))
+        Raises:
+            Exception: what the last save failed with, once.
+        """
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.result()
 
     def checkpoints(self) -> list[Checkpoint]:
         """Committed checkpoints with a readable manifest, oldest first. Files are not verified here."""
-        found = []
-        for folder in self._folders():
-            try:
-                found.append(Checkpoint(folder, read_manifest(folder)))
-            except CheckpointError:
-                continue  # `latest` and `best` set it aside and report it
-        return found
+        return _readable(self.folder)  # `latest` and `best` set aside and report what is not
 
-    def latest(self, quarantined: Quarantined) -> Checkpoint | None:
-        """The newest checkpoint that verifies; damaged ones on the way are set aside."""
-        for folder in reversed(self._folders()):
-            checkpoint = self._checked(folder, verify, quarantined)
-            if checkpoint is not None:
-                return checkpoint
-        return None
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies; damaged ones on the way are set aside.
 
-    def best(self, quarantined: Quarantined) -> Checkpoint | None:
-        """The verified checkpoint with the lowest validation loss; the newest where none was validated."""
-        while True:
-            found = [self._checked(folder, read_manifest, quarantined) for folder in self._folders()]
-            checkpoints = {c.name: c for c in found if c is not None}
-            chosen = retention.best([_kept(c) for c in checkpoints.values()])
-            if chosen is None:
-                return self.latest(quarantined)
-            checkpoint = self._checked(checkpoints[chosen.name].folder, verify, quarantined)
-            if checkpoint is not None:
-                return checkpoint
+        Where there is none left, the backup.
 
-    def load(self, checkpoint: Checkpoint) -> State:
-        """The state of a checkpoint, its hashes verified, tensors on the CPU.
+        Raises:
+            NewerCheckpointError: one was written by a newer version; nothing is moved.
+        """
+        return self._agree(self._latest)
+
+    def best(self) -> Checkpoint | None:
+        """The verified checkpoint that is best by `settings.metric`; the newest where none has a score.
+
+        Raises:
+            NewerCheckpointError: one was written by a newer version; nothing is moved.
+        """
+        return self._agree(self._best)
+
+    def load(self, checkpoint: Checkpoint, into: Mapping[str, Tensors] | None = None) -> State:
+        """The state of a checkpoint, its hashes verified. Tensors are on the CPU, or in `into`, filled, if sharded.
 
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        manifest = verify(checkpoint.folder)
-        values = json.loads((checkpoint.folder / _STATE_FILE).read_bytes())
-        tensors = {
-            name.removesuffix(".safetensors"): load_file(checkpoint.folder / name)
-            for name in manifest.files
-            if name.endswith(".safetensors")
-        }
-        return State(manifest.step, manifest.epoch, manifest.validation_loss, tensors, values)
+        folder = checkpoint.folder
+        manifest = self._just_verified.pop(folder, None) or verify(folder)
+        try:
+            values = json.loads((folder / _STATE_FILE).read_bytes())
+            tensors = self._read_shards(folder, into) if manifest.format == "sharded" else _read_plain(folder, manifest)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise CheckpointError(f"{folder}: a file is missing or not what its name says ({error})") from error
+        return State(manifest.step, manifest.epoch, manifest.metrics, tensors, values, manifest.schema)
 
-    def _folders(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        numbered = [(int(match[1]), f) for f in self.folder.iterdir() if (match := _NAME.fullmatch(f.name))]
-        return [folder for _, folder in sorted(numbered)]
+    def pin(self, name: str, reason: str) -> None:
+        """Keep a checkpoint whatever the settings say."""
+        pins.pin(self.run_folder, name, reason)
 
-    def _checked(self, folder: Path, check: Callable[[Path], Manifest], quarantined: Quarantined) -> Checkpoint | None:
+    def _agree(self, decide: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """What rank 0 decides, on all ranks, or raise on all what it raises there."""
+        answer: Checkpoint | CheckpointError | None = None
+        if self._ranks.rank == 0:
+            try:
+                answer = decide()
+            except CheckpointError as error:
+                answer = error
+        answer = self._ranks.gather(answer)[0]
+        if isinstance(answer, CheckpointError):
+            raise answer
+        return answer
+
+    def _latest(self) -> Checkpoint | None:
+        for folder in reversed(_numbered(self.folder)):
+            checkpoint = self._checked(folder, verify)
+            if checkpoint is not None:
+                return self._remember(checkpoint)
+        return self._from_backup()
+
+    def _best(self) -> Checkpoint | None:
+        while True:
+            found = [self._checked(folder, read_manifest) for folder in _numbered(self.folder)]
+            checkpoints = {c.name: c for c in found if c is not None}
+            chosen = self._rank_by_metric(list(checkpoints.values()))
+            if chosen is None:
+                return self._latest()
+            checkpoint = self._checked(checkpoints[chosen].folder, verify)
+            if checkpoint is not None:
+                return self._remember(checkpoint)
+
+    def _rank_by_metric(self, checkpoints: list[Checkpoint]) -> str | None:
+        kept = [self._kept(c, {}) for c in checkpoints]
+        best = retention.best(kept, metric=self.settings.metric, mode=self.settings.mode)
+        return best[0].name if best else None
+
+    def _from_backup(self) -> Checkpoint | None:
+        for folder in reversed(_numbered(self._backups) if self._backups else []):
+            try:
+                checkpoint = Checkpoint(folder, verify(folder))
+            except NewerCheckpointError:
+                raise
+            except CheckpointError as error:
+                self._report("warning", name="backup_damaged", message=str(error))
+                continue
+            self._report("warning", name="backup_used", message=f"no checkpoint of the run verifies; using {folder}")
+            return checkpoint
+        return None
+
+    def _remember(self, checkpoint: Checkpoint) -> Checkpoint:
+        self._good.add(checkpoint.name)
+        self._just_verified = {checkpoint.folder: checkpoint.manifest}
+        return checkpoint
+
+    def _checked(self, folder: Path, check: Callable[[Path], Manifest]) -> Checkpoint | None:
         try:
             return Checkpoint(folder, check(folder))
+        except NewerCheckpointError:
+            raise
         except CheckpointError as error:
+            if not folder.exists():
+                return None  # the retention of the training removed it under the eyes of a reader
             moved = self._quarantine(folder)
-            quarantined(folder, moved, str(error))
+            self._report(
+                "checkpoint_quarantined",
+                checkpoint=str(folder.relative_to(self.run_folder)),
+                moved_to=str(moved.relative_to(self.run_folder)),
+                reason=str(error),
+            )
             return None
 
     def _quarantine(self, folder: Path) -> Path:
         place = self.folder / "quarantine"
         place.mkdir(exist_ok=True)
-        target = place / folder.name
-        count = 1
+        target, count = place / folder.name, 1
         while target.exists():
             count += 1
             target = place / f"{folder.name}.{count}"
-        return folder.rename(target)
+        self._files.rename(folder, target)
+        return target
+
+    def _read_shards(self, folder: Path, into: Mapping[str, Tensors] | None) -> dict[str, Tensors]:
+        if into is None:
+            raise CheckpointError(f"{folder}: is sharded. Expected: tensors to load it into.")
+        saved = sharded.names(folder)
+        wanted = {g: {n: t for n, t in into[g].items() if n in names} for g, names in saved.items() if g in into}
+        sharded.read(folder, wanted, getattr(self._ranks, "checkpoint_group", None))
+        return wanted
+
+    def _check_room(self, state: State) -> None:
+        needed = sum(t.numel() * t.element_size() for members in state.tensors.values() for t in members.values())
+        needed += int(self.settings.reserve_gib * 2**30)
+        with storage_errors(self.folder):
+            make_folders(self.folder, files=self._files)
+            free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise StorageError(
+                f"{self.folder}: {free / 2**20:.0f} MiB are free on the disk, and a checkpoint needs "
+                f"{needed / 2**20:.0f} MiB with training.checkpoints.reserve_gib. What to do: free some, or keep fewer "
+                "checkpoints. Everything saved earlier is untouched."
+            )
+
+    def _commit(self, job: _Job) -> None:
+        """In the writer thread: from the copy in memory to a checkpoint on the disk."""
+        try:
+            self._staging.wait()
+            self._before_commit()
+            checkpoint = self._commit_shards(job) if job.format == "sharded" else self._commit_plain(job)
+            if self._ranks.rank == 0:
+                self._announce(job, checkpoint)
+                self._apply_retention()
+                self._back_up()
+        except Exception as error:
+            self._report_failure(job.state, error)
+            raise
+
+    def _announce(self, job: _Job, checkpoint: Checkpoint) -> None:
+        self._good.add(job.name)
+        self._report(
+            "checkpoint_saved",
+            step=job.state.step,
+            epoch=job.state.epoch,
+            checkpoint=str(checkpoint.folder.relative_to(self.run_folder)),
+            bytes=checkpoint.manifest.size_bytes,
+            seconds=time.perf_counter() - job.started,
+            blocked_seconds=job.blocked_seconds,
+        )
+
+    def _commit_plain(self, job: _Job) -> Checkpoint:
+        _refuse_not_finite(job)
+
+        def fill(folder: Path) -> None:
+            for group, tensors in job.staged.items():
+                with storage_errors(folder):
+                    _save_file(tensors, folder / f"{group}.safetensors")
+            self._files.write(folder / _STATE_FILE, job.values)
+            self._write_manifest(job, folder, describe_files(folder))
+
+        folder = publish_folder(self.folder / job.name, fill, files=self._files)
+        return Checkpoint(folder, read_manifest(folder))
+
+    def _commit_shards(self, job: _Job) -> Checkpoint:
+        """All ranks write into one folder, and rank 0 makes it appear. What fails on one is raised on all."""
+        ranks: Ranks = getattr(self._ranks, "background", self._ranks)
+        group = getattr(ranks, "checkpoint_group", None)
+        final = self.folder / job.name
+        temporary = final.with_name(f"{TEMPORARY_PREFIX}{job.name}-{ranks.gather(os.getpid())[0]}")
+
+        def begin() -> None:
+            _refuse_not_finite(job)
+            if ranks.rank == 0:
+                remove_temporaries(self.folder, files=self._files)
+                self._files.make_folder(temporary)
+
+        def finish(everyones: list[dict[str, FileRecord]]) -> None:
+            if ranks.rank == 0:
+                self._files.write(temporary / _STATE_FILE, job.values)
+                records = {name: record for records in everyones for name, record in records.items()}
+                records |= describe(temporary, [temporary / _STATE_FILE])
+                self._write_manifest(job, temporary, records)
+                sync_tree(temporary, files=self._files)
+                replace_folder(temporary, final, files=self._files)
+                self._files.sync(self.folder)
+
+        _all_or_none(ranks, begin)
+        written = sharded.write(temporary, job.staged, group)
+        mine: dict[str, FileRecord] = {}
+        _all_or_none(ranks, lambda: mine.update(describe(temporary, written)))
+        everyones = ranks.gather(mine)
+        _all_or_none(ranks, lambda: finish(everyones))
+        return Checkpoint(final, read_manifest(final))
+
+    def _write_manifest(self, job: _Job, folder: Path, records: dict[str, FileRecord]) -> None:
+        state = job.state
+        manifest = Manifest(
+            state.step, state.epoch, self._clock(), dict(state.metrics), records, job.format, self._ranks.size
+        )
+        self._files.write(folder / FILE_NAME, manifest.to_json())
 
     def _apply_retention(self) -> None:
-        checkpoints = [_kept(c) for c in self.checkpoints()]
-        for name in retention.to_delete(checkpoints, keep_last=self._keep_last):
-            shutil.rmtree(self.folder / name)
+        pinned = pins.read_pins(self.run_folder)
+        kept = [self._kept(c, pinned) for c in self.checkpoints()]
+        for name in retention.to_delete(kept, self.settings):
+            discard_folder(self.folder / name, files=self._files)
+
+    def _kept(self, checkpoint: Checkpoint, pinned: Mapping[str, str]) -> retention.Kept:
+        name, manifest = checkpoint.name, checkpoint.manifest
+        return retention.Kept(name, manifest.step, manifest.metrics, name in self._good, name in pinned)
+
+    def _back_up(self) -> None:
+        """Copy the best to the backup folder, then drop older copies. A failure is told, and training goes on."""
+        best = self._to_back_up()
+        if self._backups is None or best is None:
+            return
+        target = self._backups / best.name
+        try:
+            with storage_errors(self._backups):
+                publish_folder(target, lambda folder: _copy(best.folder, folder))
+                verify(target)
+                for older in _numbered(self._backups):
+                    if older != target:
+                        discard_folder(older)
+        except (OSError, StorageError, CheckpointError) as error:
+            self._report_failure(best.manifest, error, prefix="backup: ")
+            return
+        self._report("checkpoint_backed_up", checkpoint=f"{pins.FOLDER}/{best.name}", folder=str(target))
+
+    def _to_back_up(self) -> Checkpoint | None:
+        """The best of the run and of the backups, if the backups do not hold it: an earlier copy may have failed."""
+        if self._backups is None:
+            return None
+        copies = {c.name: c for c in _readable(self._backups)}
+        own = {c.name: c for c in self.checkpoints()}
+        best = own.get(self._rank_by_metric(list({**copies, **own}.values())) or "")
+        held = best is not None and best.name in copies and copies[best.name].manifest == best.manifest
+        return None if held else best
+
+    def _report_failure(self, of: State | Manifest, error: Exception, prefix: str = "") -> None:
+        self._report(
+            "checkpoint_failed",
+            step=of.step,
+            epoch=of.epoch,
+            checkpoint=f"{pins.FOLDER}/step_{of.step}",
+            reason=f"{prefix}{error}",
+            error=type(error).__name__,
+        )
 
 
-def _kept(checkpoint: Checkpoint) -> retention.Kept:
-    manifest = checkpoint.manifest
-    return retention.Kept(checkpoint.name, manifest.step, manifest.validation_loss)
+def _numbered(folder: Path) -> list[Path]:
+    """The checkpoint folders in `folder`, by their steps."""
+    if not folder.is_dir():
+        return []
+    numbered = [(int(match[1]), f) for f in folder.iterdir() if (match := _NAME.fullmatch(f.name))]
+    return [found for _, found in sorted(numbered)]
+
+
+def _readable(folder: Path) -> list[Checkpoint]:
+    """Those of the checkpoints in `folder` whose manifests can be read, by their steps."""
+    found = []
+    for numbered in _numbered(folder):
+        with suppress(CheckpointError):
+            found.append(Checkpoint(numbered, read_manifest(numbered)))
+    return found
+
+
+def _copy(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def _read_plain(folder: Path, manifest: Manifest) -> dict[str, Tensors]:
+    suffix = ".safetensors"
+    return {name.removesuffix(suffix): load_file(folder / name) for name in manifest.files if name.endswith(suffix)}
+
+
+def _save_file(tensors: Tensors, file: Path) -> None:
+    """Write a safetensors file; what the operating system says about the disk comes as an OSError."""
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)|code: (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1] or number[2])
+        raise OSError(code, os.strerror(code), str(file)) from error
+
+
+def _refuse_not_finite(job: _Job) -> None:
+    """Raise where weights or optimizer hold NaN or infinity: such a state must not push a good one out."""
+    for group in _NEVER_NOT_FINITE:
+        for name, tensor in job.staged.get(group, {}).items():
+            local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+            if local.is_floating_point() and not bool(local.isfinite().all()):
+                raise CheckpointError(
+                    f"step {job.state.step}: {group}/{name} holds numbers that are not finite, so it is not saved. "
+                    "What to do: lower training.learning_rate; earlier checkpoints are untouched."
+                )
+
+
+def _all_or_none(ranks: Ranks, work: Callable[[], None]) -> None:
+    failure: Exception | None = None
+    try:
+        work()
+    except Exception as error:  # told to all ranks, and raised below
+        failure = error
+    failures = [each for each in ranks.gather(failure) if each is not None]
+    if failures:
+        raise failures[0]

@@ -1,21 +1,29 @@
 """The manifest of a checkpoint: what it is, and the size and SHA-256 of every file in it.
 
-A checkpoint folder without a manifest was never finished; one whose files differ from its manifest is damaged.
+A checkpoint folder without a manifest was never finished; one whose files differ from its manifest is damaged. The
+manifest holds the hash of its own content too, because which checkpoint is the best is read from it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from toto_pipeline.errors import CheckpointError
+from toto_pipeline.errors import CheckpointError, NewerCheckpointError
+from toto_pipeline.events.schema import number, spell_out
 
 FILE_NAME = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 _CHUNK_BYTES = 1 << 20
+
+Format = Literal["plain", "sharded"]
+"""plain: one safetensors file a group of tensors. sharded: the files of all ranks below `shards/`."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +34,21 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Facts of one checkpoint. `validation_loss` is None where nothing was validated."""
+    """Facts of one checkpoint.
+
+    Attributes:
+        created: Unix time in seconds.
+        metrics: of the validation at this step; empty where there was none.
+        ranks: training processes that wrote it.
+    """
 
     step: int
     epoch: int
     created: float
-    validation_loss: float | None
+    metrics: dict[str, float]
     files: dict[str, FileRecord]
+    format: Format = "plain"
+    ranks: int = 1
     schema: int = SCHEMA
 
     @property
@@ -40,40 +56,56 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=2, sort_keys=True).encode()
+        values = spell_out(asdict(self))
+        values["checksum"] = _checksum(values)
+        return json.dumps(values, indent=2, sort_keys=True, allow_nan=False).encode()
 
 
 def describe_files(folder: Path) -> dict[str, FileRecord]:
     """Size and hash of every file below `folder`, but the manifest itself."""
-    return {
-        str(file.relative_to(folder)): FileRecord(file.stat().st_size, sha256_of(file))
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != FILE_NAME
-    }
+    return describe(folder, (f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != FILE_NAME))
+
+
+def describe(folder: Path, files: Iterable[Path]) -> dict[str, FileRecord]:
+    """Size and hash of `files`, by their names relative to `folder`."""
+    return {str(file.relative_to(folder)): FileRecord(file.stat().st_size, sha256_of(file)) for file in files}
 
 
 def sha256_of(file: Path) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint folder.
 
     Raises:
-        CheckpointError: it is missing, unreadable, or of a newer schema than this program knows.
+        NewerCheckpointError: it is of a newer schema than this program knows.
+        CheckpointError: it is missing or unreadable.
     """
     file = folder / FILE_NAME
     try:
         values: dict[str, Any] = json.loads(file.read_bytes())
-        if int(values["schema"]) > SCHEMA:
-            raise CheckpointError(
-                f"{file}: schema {values['schema']} was written by a newer version; this one reads up to {SCHEMA}. "
-                "What to do: upgrade toto-pipeline."
+        schema = int(values["schema"])
+        if schema > SCHEMA:
+            raise NewerCheckpointError(
+                f"{file}: schema {schema} was written by a newer version; this one reads up to {SCHEMA}. "
+                "What to do: upgrade toto-pipeline. Nothing was changed."
             )
+        if schema == 1:
+            loss = values.pop("validation_loss")
+            values["metrics"] = {} if loss is None else {"validation_loss": loss}
+        elif values.pop("checksum") != _checksum(values):
+            raise ValueError("its content differs from its own checksum")  # noqa: TRY301
+        values["metrics"] = {name: number(value) for name, value in values["metrics"].items()}
         values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
         return Manifest(**values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -86,6 +118,7 @@ def verify(folder: Path) -> Manifest:
     """The manifest, after every file was found to be as it says.
 
     Raises:
+        NewerCheckpointError: it is of a newer schema than this program knows.
         CheckpointError: names the first file that is missing, of another size, or of another hash.
     """
     manifest = read_manifest(folder)
@@ -96,6 +129,9 @@ def verify(folder: Path) -> Manifest:
         size = file.stat().st_size
         if size != record.bytes:
             raise CheckpointError(f"{file}: has {size} bytes where the manifest says {record.bytes}")
-        if sha256_of(file) != record.sha256:
-            raise CheckpointError(f"{file}: its content differs from the manifest's SHA-256")
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        hashes = threads.map(lambda name: sha256_of(folder / name), manifest.files)
+        for (name, record), found in zip(manifest.files.items(), hashes, strict=True):
+            if found != record.sha256:
+                raise CheckpointError(f"{folder / name}: its content differs from the manifest's SHA-256")
     return manifest

@@ -1,36 +1,48 @@
-"""Which checkpoints may go. A pure function: facts in, names out."""
+"""Which checkpoints may go. Pure functions: facts in, names out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from toto_pipeline.settings.training import CheckpointSettings, Mode
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What retention needs to know of a committed checkpoint."""
+    """What retention needs to know of a committed checkpoint.
+
+    Attributes:
+        verified: its files were written or read by this process and are what the manifest says.
+        pinned: its weights are in use elsewhere, as the champion's.
+    """
 
     name: str
     step: int
-    validation_loss: float | None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    verified: bool = True
+    pinned: bool = False
 
 
-def best(checkpoints: Sequence[Kept]) -> Kept | None:
-    """The checkpoint with the lowest finite validation loss, the earliest of equals."""
-    scored = [
-        (c.validation_loss, c.step, c)
-        for c in checkpoints
-        if c.validation_loss is not None and math.isfinite(c.validation_loss)
-    ]
-    return min(scored, key=lambda entry: entry[:2])[2] if scored else None
+def best(checkpoints: Sequence[Kept], *, metric: str, mode: Mode, count: int = 1) -> list[Kept]:
+    """The `count` best by a metric, best first, the earlier of equals; those without a finite value never are."""
+    sign = 1 if mode == "min" else -1
+    scored = [c for c in checkpoints if math.isfinite(c.metrics.get(metric, math.nan))]
+    return sorted(scored, key=lambda c: (sign * c.metrics[metric], c.step))[:count]
 
 
-def to_delete(checkpoints: Sequence[Kept], *, keep_last: int) -> list[str]:
-    """Names of those that may be deleted: all but the newest `keep_last` (at least one) and the best."""
-    newest = sorted(checkpoints, key=lambda c: c.step)[-max(keep_last, 1) :]
-    kept = {c.name for c in newest}
-    champion = best(checkpoints)
-    if champion is not None:
-        kept.add(champion.name)
-    return [c.name for c in sorted(checkpoints, key=lambda c: c.step) if c.name not in kept]
+def to_delete(checkpoints: Sequence[Kept], settings: CheckpointSettings) -> list[str]:
+    """Names of those that no rule keeps, oldest first.
+
+    Kept are the newest `keep_last`, the best `keep_best`, each whose step is a multiple of `keep_every`, and always the
+    newest verified one and the pinned ones.
+    """
+    by_step = sorted(checkpoints, key=lambda c: c.step)
+    kept = {c.name for c in by_step[-settings.keep_last :]}
+    kept |= {c.name for c in best(by_step, metric=settings.metric, mode=settings.mode, count=settings.keep_best)}
+    kept |= {c.name for c in [c for c in by_step if c.verified][-1:]}
+    kept |= {c.name for c in by_step if c.pinned}
+    if settings.keep_every is not None:
+        kept |= {c.name for c in by_step if c.step % settings.keep_every == 0}
+    return [c.name for c in by_step if c.name not in kept]
