@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,28 +34,6 @@ class Forecaster(Protocol):
         ...
 
 
-class TrainableForecaster(Forecaster, Protocol):
-    """A forecaster whose weights can be trained and written in the family's own public format."""
-
-    @property
-    def module(self) -> torch.nn.Module: ...
-
-    def loss(self, values_BVT: torch.Tensor, kept_BT: torch.Tensor) -> torch.Tensor:
-        """Training loss of a batch of windows: a scalar.
-
-        Args:
-            values_BVT: (batch, variates, time); NaN marks a missing value.
-            kept_BT: (batch, time) bool; False marks the steps that are hidden from the model.
-        """
-        ...
-
-    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer: ...
-
-    def save(self, folder: Path) -> None:
-        """Write the weights so that the family's own package opens `folder`."""
-        ...
-
-
 class WindowShape(Protocol):
     """How a family cuts training windows; needs no weights, so that loader processes need no model."""
 
@@ -69,6 +47,60 @@ class WindowShape(Protocol):
 
     def forecast_mask(self, length: int, horizon: int) -> NDArray[np.bool_]:
         """(length,) bool: everything but the horizon at the end."""
+        ...
+
+
+class TrainableForecaster(Forecaster, Protocol):
+    """A forecaster whose weights can be trained and written in the family's own public format.
+
+    A step's loss is a sum divided by a count, both over everything the step sees. So the two are asked for apart:
+    the mean of a step is the sum of `loss` over all its parts, divided by the sum of `targets`, however the step is
+    split over micro-batches and processes.
+    """
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The bare module, which holds the parameters; it stays bare when it is wrapped or compiled."""
+        ...
+
+    @property
+    def windows(self) -> WindowShape: ...
+
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The repeated parts of the module, in order: what is sharded and gathered as one."""
+        ...
+
+    def targets(self, values_BVT: torch.Tensor, kept_BT: torch.Tensor) -> torch.Tensor:
+        """How many positions the loss of this batch counts: a scalar."""
+        ...
+
+    def loss(self, values_BVT: torch.Tensor, kept_BT: torch.Tensor) -> torch.Tensor:
+        """The training loss of a batch of windows, summed over the counted positions: a float32 scalar.
+
+        Args:
+            values_BVT: (batch, variates, time); NaN marks a missing value.
+            kept_BT: (batch, time) bool; False marks the steps that are hidden from the model.
+        """
+        ...
+
+    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+        """An optimizer over what is trained; each of its groups holds its own rate as `initial_lr`."""
+        ...
+
+    def wrap(self, parallel: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+        """Have `loss` call what `parallel` makes of the module, such as DistributedDataParallel."""
+        ...
+
+    def set_scale(self, *, processes: int, accumulation: int) -> None:
+        """Tell the family into how many processes and micro-batches a step is split."""
+        ...
+
+    def compile(self) -> None:
+        """Compile the module in place; the names in its state dict stay as they are."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the weights so that the family's own package opens `folder`; the module is left as it is."""
         ...
 
 

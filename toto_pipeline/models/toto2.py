@@ -1,9 +1,11 @@
 """Toto 2.0: building it, its training objective, its forecasts and its public format.
 
 The released package publishes inference. What training needs beside it is here: the loss, in the model's own output
-space, and the optimizer that unit scaling asks for. Toto 2.0 is a patched decoder whose output at patch i describes
-patch i + 1 as nine quantiles of asinh((x - loc) / scale), with loc and scale the causal mean and deviation of what
-has been seen up to patch i.
+space. Toto 2.0 is a patched decoder whose output at patch i describes patch i + 1 as nine quantiles of
+asinh((x - loc) / scale), with loc and scale the causal mean and deviation of what has been seen up to patch i.
+
+Unit scaling divides the gradient of a weight by the square root of the positions that the whole step sees, so it must
+be told into how many parts a step is split (`set_scale`). Gradients of the parts then add up to those of the whole.
 
 Shapes: B batch, V variates, T steps, N patches, P steps in a patch, Q quantile levels.
 """
@@ -11,6 +13,7 @@ Shapes: B batch, V variates, T steps, N patches, P steps in a patch, Q quantile 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +22,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from toto2 import Toto2Model, Toto2ModelConfig
 
-from toto_pipeline.config import ModelSettings
 from toto_pipeline.errors import WeightsError
+from toto_pipeline.models import tuning
 from toto_pipeline.models.forecaster import QUANTILES
+from toto_pipeline.models.lora import is_adapted, merged_state
+from toto_pipeline.models.optimizer import adamw
 from toto_pipeline.models.patches import PatchedWindows
+from toto_pipeline.settings.training import ModelSettings, TrainingSettings
 
 LEAST_OBSERVATIONS = 8
 """Steps a position must have seen before its loc and scale mean anything; also upstream's fallback for forecasts."""
 LARGEST_DEVIATION = 1e4
 """Forecasts are kept within so many scales of what the history held, as upstream's own predictor does."""
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The number format of matrix products for each `precision`; None leaves them in float32."""
 
 
 class Toto2Forecaster:
@@ -39,7 +47,8 @@ class Toto2Forecaster:
     def __init__(self, module: Toto2Model, *, precision: str = "fp32") -> None:
         self.module = module
         self.windows = PatchedWindows(module.config.patch_size)
-        self._precision = precision
+        self._parallel: nn.Module = module
+        self._autocast_dtype = AUTOCAST_DTYPES[precision]
 
     @property
     def name(self) -> str:
@@ -50,12 +59,20 @@ class Toto2Forecaster:
         device: torch.device = next(self.module.parameters()).device
         return device
 
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.module.transformer.layers)
+
+    def targets(self, values_BVT: Tensor, kept_BT: Tensor) -> Tensor:
+        observed_BVT = ~values_BVT.isnan()
+        kept_BVT = kept_BT[:, None, :].expand_as(observed_BVT)
+        return counted_positions(observed_BVT, kept_BVT, self.windows.patch_size).sum()
+
     def loss(self, values_BVT: Tensor, kept_BT: Tensor) -> Tensor:
         observed_BVT = ~values_BVT.isnan()
         target_BVT = values_BVT.nan_to_num(0.0)
         kept_BVT = kept_BT[:, None, :].expand_as(observed_BVT)
-        with torch.autocast(values_BVT.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
-            output = self.module(target_BVT, observed_BVT, kept_BVT, _series_ids(values_BVT))
+        with self._autocast(values_BVT.device):
+            output = self._parallel(target_BVT, observed_BVT, kept_BVT, _series_ids(values_BVT))
         return next_patch_loss(
             quantiles_QBVNP=output.quantiles.float(),
             loc_BVT=output.loc,
@@ -77,7 +94,7 @@ class Toto2Forecaster:
             "target_mask": observed,
             "series_ids": _series_ids(history),
         }
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
+        with self._autocast(self.device):
             quantiles_QBVT = self.module.forecast(
                 inputs,
                 horizon,
@@ -89,14 +106,28 @@ class Toto2Forecaster:
         return forecast
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = dd_unit_scaling.AdamW(
-            self.module.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
-        )
-        return optimizer
+        return adamw(self.module, learning_rate, weight_decay)
+
+    def wrap(self, parallel: Callable[[nn.Module], nn.Module]) -> None:
+        # What an earlier forecast by blocks left in its cache is no part of the model, and differs between processes.
+        self.module._kv_cache = self.module._kv_cache_key = None
+        self._parallel = parallel(self.module)
+
+    def set_scale(self, *, processes: int, accumulation: int) -> None:
+        """As `TrainableForecaster.set_scale`; unit scaling keeps it for the whole process. Before `compile`."""
+        dd_unit_scaling.init_world_size_cache(processes)
+        dd_unit_scaling.set_grad_accumulation_steps(accumulation)
+
+    def compile(self) -> None:
+        self.module.compile()
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors, which `Toto2Model.from_pretrained(folder)` opens."""
-        self.module.save_pretrained(folder)
+        module = _without_adapters(self.module) if is_adapted(self.module) else self.module
+        module.save_pretrained(folder)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None)
 
     def _whole_patches(self, history_BVT: NDArray[np.float32]) -> NDArray[np.float32]:
         """Pad left to a multiple of the patch: the model treats the last context patch as observed."""
@@ -117,25 +148,27 @@ def next_patch_loss(
     observed_BVT: Tensor,
     kept_BVT: Tensor,
 ) -> Tensor:
-    """Pinball loss of each patch's prediction of the next, in the model's scaled space.
+    """Pinball loss of each patch's prediction of the next, in the model's scaled space, summed.
 
     Patch i predicts y = asinh((x[i+1] - loc[i]) / scale[i]); loc and scale of patch i+1 would leak what is to be
-    predicted. Averaged over the quantile levels and over steps that are observed and predicted from at least
-    `LEAST_OBSERVATIONS` seen steps; 0 where there is none.
+    predicted. The mean over the quantile levels, summed over the `counted_positions`.
     """
     patch_size = quantiles_QBVNP.shape[-1]
-
-    def patched(x_BVT: Tensor) -> Tensor:
-        return x_BVT.reshape(*x_BVT.shape[:-1], -1, patch_size)
-
-    loc, scale = patched(loc_BVT)[..., :-1, :], patched(scale_BVT)[..., :-1, :]
-    target = torch.asinh((patched(target_BVT)[..., 1:, :] - loc) / scale)
-    seen = patched((observed_BVT & kept_BVT).cumsum(dim=-1))[..., :-1, -1:]
-    counted = patched(observed_BVT)[..., 1:, :] & (seen >= LEAST_OBSERVATIONS)
+    loc, scale = _patched(loc_BVT, patch_size)[..., :-1, :], _patched(scale_BVT, patch_size)[..., :-1, :]
+    target = torch.asinh((_patched(target_BVT, patch_size)[..., 1:, :] - loc) / scale)
     levels = torch.tensor(QUANTILES, device=target.device).view(-1, 1, 1, 1, 1)
     error = target - quantiles_QBVNP[..., :-1, :]
     pinball = torch.maximum(levels * error, (levels - 1) * error).mean(dim=0)
-    return torch.where(counted, pinball, 0.0).sum() / counted.sum().clamp(min=1)
+    return torch.where(counted_positions(observed_BVT, kept_BVT, patch_size), pinball, 0.0).sum()
+
+
+def counted_positions(observed_BVT: Tensor, kept_BVT: Tensor, patch_size: int) -> Tensor:
+    """(B, V, N-1, P) bool: steps of the second and later patches that are observed and predicted from enough.
+
+    Enough is at least `LEAST_OBSERVATIONS` steps, observed and kept, up to the end of the patch before.
+    """
+    seen = _patched((observed_BVT & kept_BVT).cumsum(dim=-1), patch_size)[..., :-1, -1:]
+    return _patched(observed_BVT, patch_size)[..., 1:, :] & (seen >= LEAST_OBSERVATIONS)
 
 
 def window_shape(settings: ModelSettings, weights: Path | None) -> PatchedWindows:
@@ -151,6 +184,26 @@ def build(settings: ModelSettings, weights: Path | None, *, precision: str = "fp
     """
     module = Toto2Model(configuration(settings)) if weights is None else load_module(weights)
     return Toto2Forecaster(module.train(), precision=precision)
+
+
+def build_for_training(settings: TrainingSettings, weights: Path | None) -> Toto2Forecaster:
+    """The model that `settings` train, with what is not trained frozen.
+
+    Raises:
+        WeightsError: the folder holds no readable Toto 2.0 weights.
+        ConfigError: a target of `settings.lora` names no linear layer.
+    """
+    forecaster = build(settings.model, weights, precision=settings.precision)
+    module = forecaster.module
+    tuning.prepare(
+        module,
+        settings.tune,
+        settings.lora,
+        # The weights of the last norm, where there are any, are factors of what the head's first layers read.
+        head=[module.output_head, module.transformer.out_norm],
+        transformer=module.transformer,
+    )
+    return forecaster
 
 
 def load_forecaster(folder: Path, *, device: str = "cpu", precision: str = "fp32") -> Toto2Forecaster:
@@ -217,6 +270,19 @@ def load_module(folder: Path) -> Toto2Model:
             f"{folder}: the weights do not fit the architecture of their config.json: {_first_lines(error)}. Expected: "
             "tensors named and shaped as Toto 2.0 of that size. What to do: use the config.json that came with them."
         ) from error
+
+
+def _without_adapters(module: Toto2Model) -> Toto2Model:
+    """A plain model with the adapters merged into its weights; only what is merged takes new memory."""
+    with torch.device("meta"):
+        plain = Toto2Model(module.config)
+    plain.load_state_dict(merged_state(module), assign=True)
+    return plain
+
+
+def _patched(x_BVT: Tensor, patch_size: int) -> Tensor:
+    """(B, V, N, P)"""
+    return x_BVT.reshape(*x_BVT.shape[:-1], -1, patch_size)
 
 
 def _first_lines(error: Exception, count: int = 3) -> str:
