@@ -15,6 +15,11 @@ from typing import Any
 BENCHMARKS = {
     "code_location": "what Dagster pays for loading the code location",
     "retrain": "the whole pipeline on the bundled sample, and the quality it reaches",
+    "training_loop": "what the loop costs beyond a bare one, and the wait for data",
+    "checkpoints": "how long a save stops the training, and what a restore takes",
+    "gpu": "speed, utilisation and exact resume on a GPU, where there is one",
+    "optimizers": "Muon for the hidden matrices against AdamW alone: validation loss and cost of a step",
+    "upstream": "windows/s and wait for data beside Toto 1.0's own fine-tuning loop, where toto-ts is installed",
     "data_preparation": "reading and preparing 10 000 series of 10 000 points",
 }
 

@@ -1,12 +1,14 @@
 """`toto-pipeline`: everything a person does without a browser.
 
-    retrain    data -> training -> evaluation -> promotion, followed live
+    retrain                             data -> training -> evaluation -> promotion, followed live
+    join                                take part, as a further machine, in a training
     runs, show, report, champion        what happened
-    forecast   the champion's forecasts of your series
+    checkpoints                         what a run has saved, and whether it is whole
+    forecast                            the champion's forecasts of your series
     dev                                 the Dagster UI
     doctor, settings                    what is installed, what can be set
 
-Exit codes: 0 done, 1 something is wrong, 2-8 a mistake that the message explains (errors.py), 10 the promotion gate
+Exit codes: 0 done, 1 something is wrong, 2-9 a mistake that the message explains (errors.py), 10 the promotion gate
 refused the new model, 130 interrupted. With `--json`, standard output holds JSON and nothing else.
 """
 
@@ -19,7 +21,7 @@ from typing import Annotated
 import typer
 
 from toto_pipeline import __version__
-from toto_pipeline.commands import environment, forecast, history, retrain
+from toto_pipeline.commands import checkpoints, environment, forecast, history, join, retrain
 from toto_pipeline.commands.shared import examples
 from toto_pipeline.errors import PipelineError
 from toto_pipeline.home import HOME_VARIABLE, Home
@@ -65,7 +67,9 @@ def options(
 
 
 retrain.register(app)
+join.register(app)
 history.register(app)
+checkpoints.register(app)
 forecast.register(app)
 environment.register(app)
 

@@ -72,7 +72,18 @@ def test_help_teaches_with_examples_that_fit_a_terminal() -> None:
     assert "Examples" in shown
     for line in ("toto-pipeline doctor", "toto-pipeline retrain --data 'metrics/*.csv'", "toto-pipeline show latest"):
         assert line in shown
-    for command in ("retrain", "runs", "show", "forecast", "champion", "report", "doctor", "settings"):
+    for command in (
+        "retrain",
+        "runs",
+        "show",
+        "forecast",
+        "champion",
+        "report",
+        "doctor",
+        "settings",
+        "checkpoints",
+        "join",
+    ):
         assert "Examples" in CliRunner().invoke(cli.app, [command, "--help"]).output
 
 
@@ -251,7 +262,7 @@ def waiting_child(tmp_path: Path, scenario: str) -> tuple[Child, int]:
 
 def test_stopping_lets_the_child_clean_up(tmp_path: Path) -> None:
     child, _ = waiting_child(tmp_path, "hang")
-    child.stop()
+    child.stop(grace_seconds=30)
     assert child.wait() == 130
     assert (tmp_path / "run" / "child.cleaned_up").exists()
 

@@ -23,7 +23,8 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_setting_that_is_named_exists(document: Path) -> None:
-    names = setting_names()
+    settings = setting_names()
+    names = {name.rsplit(".", depth)[0] for name in settings for depth in range(name.count(".") + 1)}
     sections = "|".join(RetrainSettings.model_fields)
     for name in re.findall(rf"[`\s]((?:{sections})\.[a-z_.]+[a-z])(?=[=`])", document.read_text(encoding="utf-8")):
         assert name in names, name

@@ -34,6 +34,7 @@ LEVELS = {
     "events": 1,
     "runs": 2,
     "forecasting": 2,
+    "settings": 0,
     "home": 0,
     "errors": 0,
     "version": 0,

@@ -4,8 +4,9 @@ import dagster as dg
 
 from toto_pipeline.assets.common import OWNERS, columns, picture, run_id_of, table, upstream_fact, user_errors
 from toto_pipeline.assets.launchpad import config_class
-from toto_pipeline.config import DataSettings, PreparationSettings, RetrainSettings, build
+from toto_pipeline.config import RetrainSettings, build
 from toto_pipeline.resources import HomeResource
+from toto_pipeline.settings.data import DataSettings, PreparationSettings
 from toto_pipeline.training.run_files import record_settings
 
 

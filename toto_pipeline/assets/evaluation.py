@@ -7,8 +7,9 @@ import pydantic
 
 from toto_pipeline.assets.common import OWNERS, picture, table, upstream_fact, user_errors
 from toto_pipeline.assets.launchpad import config_class
-from toto_pipeline.config import EvaluationSettings, PromotionSettings, RetrainSettings, build
+from toto_pipeline.config import RetrainSettings, build
 from toto_pipeline.resources import HomeResource
+from toto_pipeline.settings.promotion import EvaluationSettings, PromotionSettings
 from toto_pipeline.training.run_files import record_settings
 
 CHECKS = {

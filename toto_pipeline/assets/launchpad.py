@@ -8,7 +8,9 @@ import dagster as dg
 import pydantic
 from pydantic_core import PydanticUndefined
 
-from toto_pipeline.config import PRESET_DESCRIPTIONS, PRESETS, Settings, TrainingSettings, training_settings
+from toto_pipeline.config import PRESET_DESCRIPTIONS, PRESETS, training_settings
+from toto_pipeline.settings.base import Settings
+from toto_pipeline.settings.training import TrainingSettings
 
 
 def config_class(settings: type[Settings], defaults: Settings) -> type[dg.Config]:

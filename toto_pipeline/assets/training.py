@@ -56,7 +56,7 @@ def training_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition | dg.
                 for event in process.events():
                     if event["type"] == "epoch":
                         _record_epochs(context, [event], recorded)
-                    elif event["type"] in ("warning", "checkpoint_quarantined"):
+                    elif event["type"] in ("warning", "checkpoint_quarantined", "checkpoint_failed"):
                         context.log.warning(str(event.get("message") or event.get("reason")))
                 ending = process.ending()
             model = run_folder / "model"

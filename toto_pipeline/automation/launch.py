@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psutil
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.execution.api import execute_run
 
@@ -29,7 +28,7 @@ from toto_pipeline.automation.jobs import RETRAIN, run_config
 from toto_pipeline.config import RetrainSettings, build
 from toto_pipeline.errors import PipelineError
 from toto_pipeline.home import Home
-from toto_pipeline.training.process import die_with_parent
+from toto_pipeline.training.process import die_with_parent, is_alive, process_name
 
 REFUSED_EXIT_CODE = 10
 STARTED_BY, COMMAND_LINE, PROCESS = "toto/started_by", "command line", "toto/process"
@@ -63,7 +62,7 @@ def launch(settings: RetrainSettings, run_id: str, home: Home) -> int:
             job.get_definition(),
             run_id=run_id,
             run_config=run_config(settings),
-            tags={STARTED_BY: COMMAND_LINE, PROCESS: _process_name(psutil.Process())},
+            tags={STARTED_BY: COMMAND_LINE, PROCESS: process_name()},
             job_code_origin=job.get_python_origin(),
             asset_selection=job.get_definition().asset_layer.selected_asset_keys,
         )
@@ -84,23 +83,11 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         statuses=[dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING],
         tags={STARTED_BY: COMMAND_LINE},
     )
-    dead = [run for run in instance.get_runs(unfinished) if not _is_alive(run.tags.get(PROCESS, ""))]
+    dead = [run for run in instance.get_runs(unfinished) if not is_alive(run.tags.get(PROCESS, ""))]
     for run in dead:
         instance.report_run_failed(run, "The process that executed this run is gone.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return [run.run_id for run in dead]
-
-
-def _process_name(process: psutil.Process) -> str:
-    """A process, told apart from a later one with the same number."""
-    return f"{process.pid}@{process.create_time():.0f}"
-
-
-def _is_alive(name: str) -> bool:
-    try:
-        return _process_name(psutil.Process(int(name.split("@", maxsplit=1)[0]))) == name
-    except (ValueError, psutil.NoSuchProcess):
-        return False
 
 
 class _Reporter:

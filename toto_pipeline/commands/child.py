@@ -26,7 +26,6 @@ from toto_pipeline.events.schema import Event
 from toto_pipeline.home import storage_errors
 
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 30.0
 LOG_FILE = "dagster.log"
 Message = dict[str, Any]
 
@@ -72,7 +71,7 @@ class Child:
         """The exit status; negative is the signal that ended it."""
         return self._process.wait()
 
-    def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
+    def stop(self, grace_seconds: float) -> None:
         """Ask the child to end, and end it and everything it started if it does not in time."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGINT)

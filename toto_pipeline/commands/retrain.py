@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 REFUSED, CANCELED, FAILED = 10, 130, 1
 SETTINGS_FILE = "settings.json"
+ENDING_SECONDS = 20.0
+"""What the child may take to end when it is interrupted, beyond the grace that its training has."""
 
 
 def register(app: typer.Typer) -> None:
@@ -62,6 +64,10 @@ def retrain(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given often. Wins over all."),
     ] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(help="A new UUID to call the run by, so that other machines can `join` it. Default: made up."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Retrain a model on your data, compare it, and promote it if it is better.
@@ -75,10 +81,29 @@ def retrain(
     settings = load_settings(preset, config or default_settings_file(), [*source, *(assignments or [])])
     home = home_of(context).prepare()
     out = console(stderr=json)
-    run = str(uuid.uuid4())
+    run = _new_run(home, run_id)
     outcome = launch(home, run, settings.model_dump(mode="json"), out)
     finish(home.run(run), outcome, out, json=json)
     raise typer.Exit(outcome.exit_code)
+
+
+def _new_run(home: Home, run_id: str | None) -> str:
+    """The id of a run that does not exist yet.
+
+    Raises:
+        ConfigError: it is no UUID, or there is such a run already.
+    """
+    from toto_pipeline.errors import ConfigError
+
+    if run_id is None:
+        return str(uuid.uuid4())
+    try:
+        run = str(uuid.UUID(run_id))
+    except ValueError:
+        raise ConfigError(f"--run-id {run_id!r}: is no UUID. What to do: make one with `uuidgen`.") from None
+    if (home.run(run) / SETTINGS_FILE).exists():
+        raise ConfigError(f"--run-id {run}: there is such a run already. Expected: a new one, made with `uuidgen`.")
+    return run
 
 
 def launch_command(settings_file: Path, run: str) -> list[str]:
@@ -103,12 +128,13 @@ def launch(
     out.print(f"Run {run}", markup=False)
     environment = {HOME_VARIABLE: str(home.root), "DAGSTER_HOME": str(home.dagster), "PYTHONUNBUFFERED": "1"}
     child = Child(command or launch_command(settings_file, run), folder, environment)
-    outcome = _watch(child, display_for(out))
+    grace_seconds = settings["training"]["checkpoints"]["grace_seconds"] + ENDING_SECONDS
+    outcome = _watch(child, display_for(out), grace_seconds)
     write_outcome(folder, outcome)
     return outcome
 
 
-def _watch(child: Child, display: Display) -> Outcome:
+def _watch(child: Child, display: Display, grace_seconds: float) -> Outcome:
     from toto_pipeline.runs import Outcome
 
     watcher = Watcher(display)
@@ -118,7 +144,7 @@ def _watch(child: Child, display: Display) -> Outcome:
                 watcher.see(message)
         status = child.wait()
     except KeyboardInterrupt:
-        child.stop()
+        child.stop(grace_seconds)
         return Outcome(
             outcome="canceled",
             message="interrupted; checkpoints saved so far are kept",

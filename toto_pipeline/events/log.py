@@ -8,6 +8,7 @@ complete line they have seen.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ FLUSH_SECONDS = 1.0
 
 
 class EventWriter:
-    """Appends events to `<run>/events.jsonl`. One writer a run at a time.
+    """Appends events to `<run>/events.jsonl`. One writer a run at a time; any thread of it may append.
 
     `append` buffers and flushes at most `flush_seconds` later; a value may be a zero-dimensional tensor, which is read
     from its device only at the flush.
@@ -45,6 +46,7 @@ class EventWriter:
         self._clock = clock
         self._monotonic = monotonic
         self._buffer: list[Event] = []
+        self._lock = threading.RLock()
         self._flushed_at = monotonic()
         with storage_errors(run_folder):
             run_folder.mkdir(parents=True, exist_ok=True)
@@ -65,18 +67,20 @@ class EventWriter:
         if epoch is not None:
             event["epoch"] = epoch
         event.update(fields)
-        self._buffer.append(event)
-        if now - self._flushed_at >= self._flush_seconds:
-            self.flush()
+        with self._lock:
+            self._buffer.append(event)
+            if now - self._flushed_at >= self._flush_seconds:
+                self.flush()
 
     def flush(self, *, durable: bool = False) -> None:
         """Write what is buffered; with `durable`, also wait until the disk has it."""
-        self._flushed_at = self._monotonic()
-        if self._buffer:
-            lines = b"".join(encode(event) for event in self._buffer)
-            with storage_errors(self.path):
-                _write_all(self._descriptor, lines)
-            self._buffer.clear()
+        with self._lock:
+            self._flushed_at = self._monotonic()
+            if self._buffer:
+                lines = b"".join(encode(event) for event in self._buffer)
+                with storage_errors(self.path):
+                    _write_all(self._descriptor, lines)
+                self._buffer.clear()
         if durable:
             os.fdatasync(self._descriptor)
 
@@ -99,6 +103,16 @@ class EventWriter:
         size = os.fstat(self._descriptor).st_size
         if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
             os.write(self._descriptor, b"\n")
+
+
+class NoLog:
+    """The log of a process that keeps none: of several that train together, only the first writes."""
+
+    def append(self, type: str, *, step: int | None = None, epoch: int | None = None, **fields: Any) -> None: ...
+
+    def flush(self, *, durable: bool = False) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def encode(event: Event) -> bytes:

@@ -10,15 +10,19 @@ Every event has the envelope
 
 and the fields of its type:
 
-    run_started       run, config, config_hash, data_fingerprint, code_version, host, pid, device, parameters, epochs,
-                      steps_per_epoch, total_steps, resumed_from (step, or null)
-    step              loss, learning_rate, gradient_norm, seconds, data_seconds (wait for the batch, part of seconds)
+    run_started       run, config, config_hash, data_fingerprint, code_version, host, pid, device, processes,
+                      parameters, trained_parameters, epochs, steps_per_epoch, total_steps, resumed_from (step, or null)
+    step              loss, learning_rate, gradient_norm, seconds, data_seconds (wait for the batch, part of seconds);
+                      a loss or gradient_norm that is not finite means that the step was skipped
     epoch             train_loss, validation_loss, metrics (name -> value), learning_rate, gradient_norm, seconds,
-                      windows_per_second, checkpoint (path relative to the run folder), is_best
-    checkpoint_saved  checkpoint, bytes, seconds
+                      windows_per_second, skipped_steps, statistics (name -> moving mean, slope, best, ...),
+                      checkpoint (path relative to the run folder, or null), is_best
+    checkpoint_saved  checkpoint, bytes, seconds (until it was on the disk), blocked_seconds (that training waited)
+    checkpoint_failed checkpoint, reason, error
     checkpoint_quarantined  checkpoint, moved_to, reason
+    checkpoint_backed_up    checkpoint, folder
     warning           name, message
-    run_ended         outcome, reason, best (epoch, step, validation_loss, checkpoint; or null)
+    run_ended         outcome, reason, best (epoch, step, validation_loss, ..., checkpoint; or null)
 
 NaN and the infinities are written as the strings "nan", "inf" and "-inf"; `number()` reads them back.
 """

@@ -164,6 +164,11 @@ def _quarantined(state: Progress, event: Event) -> Progress:
     return replace(state, warnings=(*state.warnings, message))
 
 
+def _checkpoint_failed(state: Progress, event: Event) -> Progress:
+    message = f"checkpoint {event.get('checkpoint')} could not be saved: {event.get('reason')}"
+    return replace(state, warnings=(*state.warnings, message))
+
+
 def _run_ended(state: Progress, event: Event) -> Progress:
     return replace(state, outcome=event.get("outcome"), reason=event.get("reason"), seconds_remaining=0.0)
 
@@ -174,6 +179,7 @@ _HANDLERS = {
     "epoch": _epoch,
     "warning": _warning,
     "checkpoint_quarantined": _quarantined,
+    "checkpoint_failed": _checkpoint_failed,
     "run_ended": _run_ended,
 }
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from toto_pipeline.checkpoints.manifest import sha256_of
+from toto_pipeline.checkpoints import retention
+from toto_pipeline.checkpoints.manifest import Manifest, read_manifest, sha256_of
+from toto_pipeline.checkpoints.pins import FOLDER, pin
 from toto_pipeline.data.training_data import TrainingData
-from toto_pipeline.errors import EvaluationError
+from toto_pipeline.errors import CheckpointError, EvaluationError
 from toto_pipeline.evaluation.backtest import CANDIDATE
 from toto_pipeline.evaluation.report import load_report
 from toto_pipeline.events.log import read_events
-from toto_pipeline.events.schema import number
+from toto_pipeline.events.schema import Event, number
 from toto_pipeline.home import Home
 from toto_pipeline.promotion.registry import ModelVersion, Registry
 from toto_pipeline.promotion.verdict import WEIGHTS_FILE, read_decision, write_version
+from toto_pipeline.settings.training import CheckpointSettings
 
 _METRICS = ("MASE", "SQL", "WQL", "WAPE", "coverage_80")
 
@@ -38,7 +42,10 @@ class Release:
 def promote(home: Home, run_folder: Path, model_name: str, tags: Mapping[str, str]) -> Release:
     """Register the model that the gate accepted and make it the champion. Called again, it changes nothing.
 
+    The checkpoint that the model was published from is pinned first, so that no retention deletes the champion's.
+
     Raises:
+        CheckpointError: the pins of the run cannot be read.
         EvaluationError: the gate refused the model, or the model is not the one that was evaluated.
         RegistryError: the champion changed since the evaluation, or the registry cannot be reached.
     """
@@ -47,6 +54,9 @@ def promote(home: Home, run_folder: Path, model_name: str, tags: Mapping[str, st
         raise EvaluationError(f"{run_folder}: the gate refused this model; it stays in {run_folder / 'model'}.")
     registry = Registry(home, model_name)
     version = _register(registry, home, run_folder, decision, {**tags, "decision": "promoted"})
+    checkpoint = published_checkpoint(run_folder)
+    if checkpoint is not None:
+        pin(run_folder, checkpoint, f"weights of {model_name} version {version.version}")
     registry.promote(version.version, expected_champion=decision["champion"])
     write_version(run_folder, version.version)
     return Release(
@@ -65,6 +75,31 @@ def keep_refused(home: Home, run_folder: Path, model_name: str, tags: Mapping[st
     version = _register(Registry(home, model_name), home, run_folder, decision, {**tags, "decision": "refused"})
     write_version(run_folder, version.version)
     return version
+
+
+def published_checkpoint(run_folder: Path) -> str | None:
+    """Name of the checkpoint whose weights are in `model/`, chosen as the training chose it; None where there is none.
+
+    With `restore_best` that is the best of those saved, which is not that of the best epoch where the settings did not
+    ask for a save after it; without, the newest.
+    """
+    config = _started(run_folder)["config"]
+    settings = CheckpointSettings.model_validate(config.get("checkpoints", {}))
+    saved = _saved(run_folder / FOLDER)
+    kept = [retention.Kept(name, manifest.step, manifest.metrics) for name, manifest in saved.items()]
+    best = retention.best(kept, metric=settings.metric, mode=settings.mode)
+    if config.get("restore_best", True) and best:
+        return best[0].name
+    return max(kept, key=lambda each: each.step).name if kept else None
+
+
+def _saved(folder: Path) -> dict[str, Manifest]:
+    """The readable manifests of the checkpoints in `folder`, by their names."""
+    found = {}
+    for checkpoint in folder.glob("step_*"):
+        with suppress(CheckpointError):  # damaged ones were not published from; the training sets them aside
+            found[checkpoint.name] = read_manifest(checkpoint)
+    return found
 
 
 def _register(
@@ -91,9 +126,14 @@ def _register(
     )
 
 
+def _started(run_folder: Path) -> Event:
+    """How the run was started the last time."""
+    return [event for event in read_events(run_folder) if event["type"] == "run_started"][-1]
+
+
 def _lineage(home: Home, run_folder: Path) -> dict[str, str]:
     """Where the model came from, out of the run's own log."""
-    started = [event for event in read_events(run_folder) if event["type"] == "run_started"][-1]
+    started = _started(run_folder)
     data = TrainingData.open(home.training_data / started["data_fingerprint"])
     return {
         "series_snapshot": data.manifest.snapshot,

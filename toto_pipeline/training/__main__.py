@@ -1,8 +1,9 @@
-"""The training process: `python -m toto_pipeline.training RUN_FOLDER`, started by the launcher.
+"""A training process: `python -m toto_pipeline.training RUN_FOLDER`, started by the launcher, one for each rank.
 
 It reads the run's order, resumes or begins, trains, and appends events. A fault that a user can mend ends the run in
 order (exit 0, the reason in the `run_ended` event), because starting again would not help; any other fault exits
-non-zero, and the launcher starts the process again from the last good checkpoint.
+non-zero, and the launcher starts the processes again from the last good checkpoint. Of several processes only the
+first, rank 0, holds the run's lock and writes its log.
 """
 
 from __future__ import annotations
@@ -16,101 +17,110 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from toto_pipeline.errors import PipelineError, TrainingError
-from toto_pipeline.events.log import EventWriter, read_events
+from toto_pipeline.events.log import EventWriter, NoLog, read_events
 from toto_pipeline.training.process import die_with_parent, lock_run
 from toto_pipeline.training.run_files import TrainingOrder, read_order
 
 if TYPE_CHECKING:
-    import torch
+    from toto_pipeline.training.trainer import Trainer
+
+LOCK_PATIENCE_SECONDS = 60.0
 
 
 def main(arguments: list[str]) -> int:
     die_with_parent()
+    told_to_stop = _listen_for_signals()
     run_folder = Path(arguments[0])
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _run(run_folder, NoLog(), told_to_stop)
     try:
-        lock = lock_run(run_folder)
+        lock = lock_run(run_folder, LOCK_PATIENCE_SECONDS)
     except TrainingError as error:
         print(error, file=sys.stderr)
         return 1
     attempt = 1 + sum(event["type"] == "run_started" for event in read_events(run_folder))
     with EventWriter(run_folder, attempt=attempt) as log:
-        try:
-            _train(run_folder, read_order(run_folder), log)
-        except PipelineError as error:
-            log.append("run_ended", outcome="failed", reason=str(error), error=type(error).__name__, best=None)
-        except Exception:
-            traceback.print_exc()
-            log.append("warning", name="trainer_died", message=traceback.format_exc(limit=-1).strip())
-            return 1
+        code = _run(run_folder, log, told_to_stop)
     os.close(lock)
+    return code
+
+
+def _listen_for_signals() -> list[int]:
+    """Numbers of the signals that asked this process to stop; it looks at them when a step is done."""
+    heard: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        heard.append(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    return heard
+
+
+def _run(run_folder: Path, log: EventWriter | NoLog, told_to_stop: list[int]) -> int:
+    try:
+        _train(run_folder, read_order(run_folder), log, told_to_stop)
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        log.append("run_ended", outcome="failed", reason=str(error), error=type(error).__name__, best=None)
+    except Exception:
+        traceback.print_exc()
+        log.append("warning", name="trainer_died", message=traceback.format_exc(limit=-1).strip())
+        return 1
     return 0
 
 
-def _train(run_folder: Path, order: TrainingOrder, log: EventWriter) -> None:
-    canceled: list[int] = []
-
-    def cancel(number: int, _frame: FrameType | None) -> None:
-        canceled.append(number)
-
-    signal.signal(signal.SIGTERM, cancel)
-    signal.signal(signal.SIGINT, cancel)
-
-    import torch
-
+def _train(run_folder: Path, order: TrainingOrder, log: EventWriter | NoLog, told_to_stop: list[int]) -> None:
     from toto_pipeline.data.training_data import TrainingData
     from toto_pipeline.home import Home
     from toto_pipeline.models import toto2
     from toto_pipeline.models.device import choose_device
     from toto_pipeline.models.weights import locate_weights
+    from toto_pipeline.training.distributed import join_world, local_device
+    from toto_pipeline.training.precision import make_repeatable
     from toto_pipeline.training.trainer import Trainer
 
     settings = order.settings
     home = Home(run_folder.parent.parent)
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
-    device = choose_device(settings.device)
+    device = choose_device(local_device(settings.device))
     name = settings.model.weights
     weights = None if name is None else locate_weights(name, home.cache)
     data = TrainingData.open(home.root / order.training_data)
-    forecaster = toto2.build(settings.model, weights, precision=settings.precision)
-    forecaster.module.to(device)
+    world = join_world(device, settings.distributed.timeout_seconds)
+    make_repeatable(settings)
     trainer = Trainer(
         run_folder,
         settings,
         data,
-        forecaster,
-        forecaster.windows,
+        lambda: toto2.build_for_training(settings, weights),
         log=log,
         device=device,
-        canceled=lambda: bool(canceled),
+        world=world,
+        canceled=lambda: bool(told_to_stop),
     )
     resumed_from = trainer.resume()
-    _log_start(log, run_folder, order, trainer.total_steps, str(device), forecaster.module, resumed_from)
+    _log_start(log, run_folder, order, trainer, resumed_from)
     ending = trainer.fit()
-    best = trainer.best.best
+    best = trainer.best
     log.append(
         "run_ended",
         step=trainer.progress.step,
         epoch=trainer.progress.epoch,
         outcome=ending.outcome,
         reason=ending.reason,
-        best=None if best is None else {**vars(best), "checkpoint": f"checkpoints/step_{best.step}"},
+        best=None if best is None else {**best.to_json(), "checkpoint": trainer.saved(best.step)},
     )
+    world.leave()
 
 
 def _log_start(
-    log: EventWriter,
-    run_folder: Path,
-    order: TrainingOrder,
-    total_steps: int,
-    device: str,
-    module: torch.nn.Module,
-    resumed_from: int | None,
+    log: EventWriter | NoLog, run_folder: Path, order: TrainingOrder, trainer: Trainer, resumed_from: int | None
 ) -> None:
     import platform
 
     from toto_pipeline.version import code_version
 
+    parameters = list(trainer.forecaster.module.parameters())
     log.append(
         "run_started",
         run=run_folder.name,
@@ -120,11 +130,13 @@ def _log_start(
         code_version=code_version(),
         host=platform.node(),
         pid=os.getpid(),
-        device=device,
-        parameters=sum(p.numel() for p in module.parameters()),
+        device=str(trainer.device),
+        processes=trainer.world.size,
+        parameters=sum(p.numel() for p in parameters),
+        trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         epochs=order.settings.epochs,
         steps_per_epoch=order.settings.steps_per_epoch,
-        total_steps=total_steps,
+        total_steps=trainer.total_steps,
         resumed_from=resumed_from,
     )
     log.flush()

@@ -4,16 +4,19 @@
 
 The agent starts the training, starts it again from its last good checkpoint when it dies, and stops it when told to.
 Each process asks the kernel to be killed when its parent dies, so nothing trains on unattended. The pipeline step
-itself only reads the run's event log.
+itself only reads the run's event log. On several machines each has an agent; the first is started by the pipeline
+step, the others by `take_part`, and they find each other at the rendezvous address.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -22,11 +25,13 @@ from toto_pipeline.checkpoints.store import write_file
 from toto_pipeline.errors import PipelineError, TrainingError
 from toto_pipeline.events.log import FILE_NAME, follow, read_events
 from toto_pipeline.events.schema import Event
-from toto_pipeline.training.process import die_with_parent
-from toto_pipeline.training.run_files import TrainingOrder, write_order
+from toto_pipeline.settings.training import TrainingSettings
+from toto_pipeline.training.process import LAUNCHER_VARIABLE, PARENT_VARIABLE, die_with_parent, process_name
+from toto_pipeline.training.run_files import TRAINING_FILE, TrainingOrder, read_order, write_order
 
 LOG_FILE = "trainer.log"
-GRACE_SECONDS = 20.0
+ENDING_SECONDS = 10.0
+"""What the agent may take to end, beyond the grace that the training processes have."""
 
 
 class Training:
@@ -39,22 +44,15 @@ class Training:
     def __enter__(self) -> Training:
         write_order(self.run_folder, self._order)
         self._first_event = _size(self.run_folder / FILE_NAME)
-        settings = self._order.settings
         write_file(self.run_folder / "launcher.pid", str(os.getpid()).encode())
         with (self.run_folder / LOG_FILE).open("ab") as log:
             self._agent = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    "from toto_pipeline.training.launcher import agent; agent()",
-                    str(self.run_folder),
-                    str(settings.max_restarts),
-                ],
+                _agent_command(self.run_folder),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "TOTO_PARENT": str(os.getpid()), "OMP_NUM_THREADS": str(settings.threads)},
+                env=_environment(self._order.settings),
             )
         return self
 
@@ -91,7 +89,7 @@ class Training:
             return
         self._agent.send_signal(signal.SIGTERM)
         try:
-            self._agent.wait(GRACE_SECONDS)
+            self._agent.wait(self._order.settings.checkpoints.grace_seconds + ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(self._agent.pid, signal.SIGKILL)
             self._agent.wait()
@@ -111,27 +109,52 @@ def kind_error(kind: type[PipelineError], message: str) -> PipelineError:
     return error
 
 
+def take_part(run_folder: Path, *, waiting: Callable[[], None] = lambda: None, poll_seconds: float = 0.5) -> int:
+    """Train as a further machine in a run that another has started or is about to; the agent's exit code.
+
+    The run folder must be on a disk that the machines share. `waiting` is called now and then until the run is there.
+    """
+    while not (run_folder / TRAINING_FILE).is_file():
+        waiting()
+        time.sleep(poll_seconds)
+    settings = read_order(run_folder).settings
+    if settings.distributed.nodes == 1:
+        raise TrainingError(
+            f"{run_folder}: this run trains on one machine. Expected: training.distributed.nodes of 2 or more. "
+            "What to do: set it where the run is started."
+        )
+    agent = subprocess.Popen(_agent_command(run_folder), stdin=subprocess.DEVNULL, env=_environment(settings))
+    try:
+        return agent.wait()
+    except KeyboardInterrupt:
+        agent.send_signal(signal.SIGTERM)
+        agent.wait()
+        raise
+
+
 def agent() -> None:
-    """The torch elastic agent of one run: `RUN_FOLDER MAX_RESTARTS` in argv."""
+    """The torch elastic agent of one machine: `RUN_FOLDER` in argv."""
     die_with_parent(signal.SIGTERM)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    run_folder, max_restarts = Path(sys.argv[1]), int(sys.argv[2])
-    os.environ["TOTO_PARENT"] = str(os.getpid())
+    run_folder = Path(sys.argv[1])
+    settings = read_order(run_folder).settings
+    spread = settings.distributed
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=1,
+        min_nodes=spread.nodes,
+        max_nodes=spread.nodes,
+        nproc_per_node=spread.processes,
         run_id=run_folder.name,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="127.0.0.1",
-        max_restarts=max_restarts,
+        rdzv_endpoint=spread.rendezvous or "localhost:0",
+        local_addr="127.0.0.1" if spread.nodes == 1 else None,
+        max_restarts=settings.max_restarts,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(),
-        shutdown_timeout=int(GRACE_SECONDS / 2),
+        shutdown_timeout=math.ceil(settings.checkpoints.grace_seconds),
     )
     command = ["-u", "-m", "toto_pipeline.training", str(run_folder)]
     try:
@@ -142,6 +165,25 @@ def agent() -> None:
         rank, failure = error.get_first_failure()
         print(f"training process of rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
         sys.exit(1)
+
+
+def _agent_command(run_folder: Path) -> list[str]:
+    return [sys.executable, "-c", "from toto_pipeline.training.launcher import agent; agent()", str(run_folder)]
+
+
+def _environment(settings: TrainingSettings) -> dict[str, str]:
+    """What the agent and, through it, the training processes inherit."""
+    environment = {
+        **os.environ,
+        # A store that is shared by all starts hands a restarted process the addresses of dead ones (torch 2.15).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        PARENT_VARIABLE: str(os.getpid()),
+        LAUNCHER_VARIABLE: process_name(),
+        "OMP_NUM_THREADS": str(settings.threads),
+    }
+    if settings.deterministic:
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return environment
 
 
 def _size(file: Path) -> int:

@@ -6,12 +6,31 @@ import ctypes
 import fcntl
 import os
 import signal
+import time
 from pathlib import Path
+
+import psutil
 
 from toto_pipeline.errors import TrainingError
 
 LOCK_NAME = "trainer.lock"
+PARENT_VARIABLE, LAUNCHER_VARIABLE = "TOTO_PARENT", "TOTO_LAUNCHER"
 _PR_SET_PDEATHSIG = 1
+
+
+def process_name(process: psutil.Process | None = None) -> str:
+    """A process (this one, by default), told apart from a later one with the same number."""
+    process = process or psutil.Process()
+    return f"{process.pid}@{process.create_time():.0f}"
+
+
+def is_alive(name: str) -> bool:
+    """Whether the process called `name` still runs on this machine."""
+    try:
+        process = psutil.Process(int(name.split("@", maxsplit=1)[0]))
+        return process_name(process) == name and process.status() != psutil.STATUS_ZOMBIE
+    except (ValueError, psutil.NoSuchProcess):
+        return False
 
 
 def die_with_parent(death_signal: signal.Signals = signal.SIGKILL) -> None:
@@ -21,26 +40,37 @@ def die_with_parent(death_signal: signal.Signals = signal.SIGKILL) -> None:
         libc.prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
     except (OSError, AttributeError):
         return  # not Linux: an orphan is then stopped by the run's lock at the next start
-    if os.getppid() == 1 and os.environ.get("TOTO_PARENT") not in (None, "1"):
+    if os.getppid() == 1 and os.environ.get(PARENT_VARIABLE) not in (None, "1"):
         os.kill(os.getpid(), death_signal)  # the parent died before the kernel was asked
 
 
-def lock_run(run_folder: Path) -> int:
-    """Take the run's lock for the life of this process, and write the pid into it.
+def lock_run(run_folder: Path, patience_seconds: float = 0.0) -> int:
+    """Take the run's lock for the life of this process, and write into it who holds it for whom.
+
+    A trainer whose launcher is gone is about to end: it is waited for, up to `patience_seconds`.
 
     Raises:
         TrainingError: another process trains in this run.
     """
     descriptor = os.open(run_folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    end = time.monotonic() + patience_seconds
+    while not _try_lock(descriptor):
+        owner, _, launcher = os.pread(descriptor, 200, 0).decode(errors="replace").strip().partition(" ")
+        if time.monotonic() >= end or (launcher and is_alive(launcher)):
+            os.close(descriptor)
+            raise TrainingError(
+                f"{run_folder}: process {owner.split('@')[0] or 'unknown'} is already training in this run. "
+                "Expected: one trainer a run. What to do: wait for it, or stop it."
+            )
+        time.sleep(0.1)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{process_name()} {os.environ.get(LAUNCHER_VARIABLE, '')}".encode(), 0)
+    return descriptor
+
+
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise TrainingError(
-            f"{run_folder}: process {owner or 'unknown'} is already training in this run. "
-            "Expected: one trainer a run. What to do: wait for it, or stop it."
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
+        return False
+    return True

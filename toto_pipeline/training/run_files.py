@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from toto_pipeline.checkpoints.store import write_file
-from toto_pipeline.config import TrainingSettings
 from toto_pipeline.errors import TrainingError
+from toto_pipeline.settings.training import TrainingSettings
 
 CONFIG_FILE = "config.json"
 TRAINING_FILE = "training.json"

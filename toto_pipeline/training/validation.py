@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from toto_pipeline.data.training_data import TrainingData
 from toto_pipeline.models.forecaster import QUANTILES, TrainableForecaster, WindowShape
+from toto_pipeline.training.distributed import World
 from toto_pipeline.training.windows import Place
 
 
@@ -28,27 +30,45 @@ def validate(
     *,
     batch_size: int,
     device: torch.device,
-) -> Validation:
-    """The mean objective with the horizon hidden, and MASE, WQL and 80 % coverage of the forecasts."""
+    world: World,
+    canceled: Callable[[], bool],
+) -> Validation | None:
+    """The mean objective with the horizon hidden, and MASE, WQL and 80 % coverage of the forecasts.
+
+    Each process takes every `world.size`-th batch, and the sums of all are put together, so the numbers do not depend
+    on how many there are. None where `canceled()` was true in between.
+    """
     manifest = data.manifest
     length = shape.length(manifest.context_length, manifest.horizon)
     kept = torch.from_numpy(shape.forecast_mask(length, manifest.horizon)).to(device)
-    forecaster.module.eval()
-    losses: list[float] = []
     scores = _Scores()
+    forecaster.module.eval()
     with torch.no_grad():
-        for first in range(0, len(places), batch_size):
-            batch = places[first : first + batch_size]
+        for batch, counted in _share(places, batch_size, world):
+            if canceled():
+                forecaster.module.train()
+                return None
             ends = _end_of_horizon(batch, length, manifest.horizon, shape)
             values = np.stack([data.window(place.series, end, length) for place, end in zip(batch, ends, strict=True)])
             windows = torch.from_numpy(_blank_beyond(values, batch, ends)).to(device)
-            loss = forecaster.loss(windows, kept.expand(len(batch), -1))
-            losses += [float(loss)] * len(batch)
+            masks = kept.expand(len(batch), -1)
+            loss, targets = forecaster.loss(windows, masks), forecaster.targets(windows, masks)
             whole = np.stack([data.window(p.series, p.end, manifest.context_length + manifest.horizon) for p in batch])
             history, actual = whole[..., : manifest.context_length], whole[..., manifest.context_length :]
-            scores.add(history, actual, forecaster.forecast(history, manifest.horizon), manifest.season)
+            forecast = forecaster.forecast(history, manifest.horizon)
+            if counted:
+                scores.add_loss(float(loss), float(targets))
+                scores.add_forecast(history, actual, forecast, manifest.season)
     forecaster.module.train()
-    return Validation(float(np.mean(losses)) if losses else math.nan, scores.summary())
+    return scores.summary(world)
+
+
+def _share(places: list[Place], batch_size: int, world: World) -> Iterator[tuple[list[Place], bool]]:
+    """This process's batches, and whether each counts: all do equally many, because a sharded model takes all along."""
+    batches = [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
+    for first in range(0, len(batches), world.size):
+        mine = first + world.rank
+        yield (batches[mine], True) if mine < len(batches) else (batches[first], False)
 
 
 def _end_of_horizon(batch: list[Place], length: int, horizon: int, shape: WindowShape) -> list[int]:
@@ -69,13 +89,20 @@ class _Scores:
     """Sums over forecasts. MASE after Hyndman and Koehler (2006); WQL as GluonTS' mean weighted quantile loss."""
 
     def __init__(self) -> None:
-        self._scaled_errors: list[NDArray[np.float32]] = []
+        self._loss = 0.0
+        self._targets = 0.0
+        self._scaled_error = 0.0
+        self._scaled_errors = 0
         self._quantile_loss = 0.0
         self._absolute_actual = 0.0
         self._covered = 0
         self._counted = 0
 
-    def add(
+    def add_loss(self, loss: float, targets: float) -> None:
+        self._loss += loss
+        self._targets += targets
+
+    def add_forecast(
         self,
         history_BVT: NDArray[np.float32],
         actual_BVH: NDArray[np.float32],
@@ -88,7 +115,8 @@ class _Scores:
             seasonal = _mean(np.abs(history_BVT[..., lag:] - history_BVT[..., :-lag]))
             error = _mean(np.abs(actual_BVH - forecast_BVHQ[..., len(QUANTILES) // 2]))
         usable = np.isfinite(error) & (seasonal > 0)
-        self._scaled_errors.append((error[usable] / seasonal[usable]).ravel())
+        self._scaled_error += float((error[usable] / seasonal[usable]).sum(dtype=np.float64))
+        self._scaled_errors += int(usable.sum())
         levels = np.asarray(QUANTILES, dtype=np.float32)
         residual = actual_BVH[..., None] - forecast_BVHQ
         pinball = 2 * np.maximum(levels * residual, (levels - 1) * residual).mean(axis=-1)
@@ -98,13 +126,22 @@ class _Scores:
         self._covered += int(inside[observed].sum())
         self._counted += int(observed.sum())
 
-    def summary(self) -> dict[str, float]:
-        errors = np.concatenate(self._scaled_errors) if self._scaled_errors else np.empty(0)
-        return {
-            "MASE": float(errors.mean()) if errors.size else math.nan,
-            "WQL": self._quantile_loss / self._absolute_actual if self._absolute_actual else math.nan,
-            "coverage_80": self._covered / self._counted if self._counted else math.nan,
-        }
+    def summary(self, world: World) -> Validation:
+        """What the sums of all processes come to."""
+        everyone = world.gather(vars(self))
+        total = {name: sum(sums[name] for sums in everyone) for name in vars(self)}
+        return Validation(
+            _ratio(total["_loss"], total["_targets"]),
+            {
+                "MASE": _ratio(total["_scaled_error"], total["_scaled_errors"]),
+                "WQL": _ratio(total["_quantile_loss"], total["_absolute_actual"]),
+                "coverage_80": _ratio(total["_covered"], total["_counted"]),
+            },
+        )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
 
 
 def _mean(values: NDArray[np.float32]) -> NDArray[np.float32]:

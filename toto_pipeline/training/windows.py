@@ -1,13 +1,15 @@
 """Which windows a step trains on: a function of (seed, epoch, index) and nothing else.
 
 Each window of an epoch draws its series, its place and its mask from a Philox generator keyed by the seed and counted
-by (epoch, index). There is no sampler state to save: any number of loader processes, started at any step, sees the
-same windows.
+by (epoch, index). There is no sampler state to save: any number of training processes and of loader processes, started
+at any step, sees the same windows. Where several processes train, each takes its part of every step's batch.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,7 @@ from toto_pipeline.data.training_data import TrainingData
 from toto_pipeline.models.forecaster import WindowShape
 
 _VALIDATION_EPOCH = 2**32 - 1
+READ_AHEAD_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         return Batch(self.values_BVT.to(device, non_blocking=True), self.kept_BT.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        return Batch(self.values_BVT.pin_memory(), self.kept_BT.pin_memory())
+
+    def split(self, parts: int) -> list[Batch]:
+        """`parts` batches of equal size."""
+        return [
+            Batch(values, kept)
+            for values, kept in zip(self.values_BVT.chunk(parts), self.kept_BT.chunk(parts), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ def window_random(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 class TrainingWindows(Dataset[Batch]):
-    """Batches of one epoch. Item i is the batch of step i of the epoch."""
+    """The batches of a run. Item i is what process `rank` of `ranks` trains on in optimizer step i."""
 
     def __init__(
         self,
@@ -55,27 +68,31 @@ class TrainingWindows(Dataset[Batch]):
         shape: WindowShape,
         *,
         batch_size: int,
-        steps: int,
+        steps_per_epoch: int,
+        epochs: int,
         seed: int,
-        epoch: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self._data = data
         self._shape = shape
         self._batch_size = batch_size
-        self._steps = steps
+        self._steps_per_epoch = steps_per_epoch
+        self._epochs = epochs
         self._seed = seed
-        self._epoch = epoch
+        self._first, self._count = rank * (batch_size // ranks), batch_size // ranks
         manifest = data.manifest
         self._horizon = manifest.horizon
         self._length = shape.length(manifest.context_length, manifest.horizon)
         self._choices = _window_counts(data, self._length).cumsum()
 
     def __len__(self) -> int:
-        return self._steps
+        return self._epochs * self._steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
-        indexes = range(step * self._batch_size, (step + 1) * self._batch_size)
-        values, kept = zip(*(self._window(index) for index in indexes), strict=True)
+        epoch, step_of_epoch = divmod(step, self._steps_per_epoch)
+        first = step_of_epoch * self._batch_size + self._first
+        values, kept = zip(*(self._window(epoch, first + index) for index in range(self._count)), strict=True)
         return Batch(torch.from_numpy(np.stack(values)), torch.from_numpy(np.stack(kept)))
 
     def place(self, random: np.random.Generator) -> Place:
@@ -85,24 +102,44 @@ class TrainingWindows(Dataset[Batch]):
         within = choice - (int(self._choices[series - 1]) if series else 0)
         return Place(series, int(self._data.train_ends[series]) - within)
 
-    def _window(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        random = window_random(self._seed, self._epoch, index)
+    def _window(self, epoch: int, index: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        random = window_random(self._seed, epoch, index)
         place = self.place(random)
         values = self._data.window(place.series, place.end, self._length)
         return values, self._shape.training_mask(self._length, self._horizon, random)
 
 
 def training_batches(windows: TrainingWindows, *, first_step: int, workers: int) -> Iterator[Batch]:
-    """The epoch's batches from `first_step` on, read ahead by `workers` processes where there are any."""
-    yield from DataLoader(
-        windows,
-        batch_size=None,
-        sampler=range(first_step, len(windows)),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context="forkserver" if workers else None,
-        pin_memory=torch.cuda.is_available(),
+    """The batches from `first_step` on, read ahead of the training by `workers` processes, or by a thread."""
+    steps = range(first_step, len(windows))
+    if workers == 0:
+        return _read_ahead(windows, steps)
+    return iter(
+        DataLoader(
+            windows,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            prefetch_factor=READ_AHEAD_BATCHES,
+            multiprocessing_context="forkserver",
+            pin_memory=torch.cuda.is_available(),
+        )
     )
+
+
+def _read_ahead(windows: TrainingWindows, steps: range) -> Iterator[Batch]:
+    def read(step: int) -> Batch:
+        return windows[step].pin_memory() if torch.cuda.is_available() else windows[step]
+
+    reader = ThreadPoolExecutor(1, thread_name_prefix="windows")
+    try:
+        waiting = deque(reader.submit(read, step) for step in steps[:READ_AHEAD_BATCHES])
+        for step in steps:
+            if step + READ_AHEAD_BATCHES < steps.stop:
+                waiting.append(reader.submit(read, step + READ_AHEAD_BATCHES))
+            yield waiting.popleft().result()
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 def validation_places(data: TrainingData, *, most: int, seed: int) -> list[Place]:

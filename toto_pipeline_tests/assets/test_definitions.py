@@ -12,15 +12,11 @@ import pytest
 
 from toto_pipeline.assets.launchpad import config_class, to_training, training_config_class
 from toto_pipeline.automation.jobs import run_config
-from toto_pipeline.config import (
-    DataSettings,
-    RetrainSettings,
-    TrainingSettings,
-    load_settings,
-    training_settings,
-)
+from toto_pipeline.config import RetrainSettings, load_settings, training_settings
 from toto_pipeline.definitions import build_definitions
 from toto_pipeline.errors import ConfigError
+from toto_pipeline.settings.data import DataSettings
+from toto_pipeline.settings.training import TrainingSettings
 
 ASSETS = {
     "series_snapshot": "data",

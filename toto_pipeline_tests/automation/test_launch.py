@@ -17,13 +17,13 @@ from toto_pipeline.automation.launch import (
     COMMAND_LINE,
     PROCESS,
     STARTED_BY,
-    _process_name,
     _report_outcome,
     end_dead_runs,
 )
 from toto_pipeline.config import RetrainSettings
 from toto_pipeline.definitions import build_definitions
 from toto_pipeline.home import Home
+from toto_pipeline.training.process import process_name
 
 
 def _started(instance: dg.DagsterInstance, process: str) -> dg.DagsterRun:
@@ -35,12 +35,12 @@ def _started(instance: dg.DagsterInstance, process: str) -> dg.DagsterRun:
 
 def test_a_run_whose_process_is_gone_is_ended_and_gives_its_slot_back(home: Home) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as gone:
-        dead_process = _process_name(psutil.Process(gone.pid))
+        dead_process = process_name(psutil.Process(gone.pid))
         gone.kill()
     with dg.DagsterInstance.from_config(str(prepare_instance(home))) as instance:
         storage = instance.event_log_storage
         dead = _started(instance, dead_process)
-        alive = _started(instance, _process_name(psutil.Process()))
+        alive = _started(instance, process_name(psutil.Process()))
         storage.initialize_concurrency_limit_to_default("gpu")
         assert storage.claim_concurrency_slot("gpu", dead.run_id, "trained_model").is_claimed
         assert not storage.claim_concurrency_slot("gpu", alive.run_id, "trained_model").is_claimed

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from toto_pipeline.automation.instance import prepare_instance
 from toto_pipeline.home import Home
 
@@ -57,6 +59,8 @@ class DevServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._process.poll() is not None:
+            return
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(60)
@@ -113,6 +117,21 @@ class DevServer:
             id=run_id,
         )
         assert result["terminateRun"]["__typename"] == "TerminateRunSuccess", result
+
+    def retry(self, run_id: str) -> str:
+        """Re-execute a run from failure, as the UI's button does; the new run's id."""
+        result = self.query(
+            """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) {
+                 __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }""",
+            params={"parentRunId": run_id, "strategy": "FROM_FAILURE"},
+        )["launchRunReexecution"]
+        assert result["__typename"] == "LaunchRunSuccess", result
+        return str(result["run"]["runId"])
+
+    def daemon(self) -> psutil.Process:
+        """The daemon that launches queued runs, schedules and sensors."""
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        return next(child for child in children if "daemon" in " ".join(child.cmdline()))
 
     def materializations(self, asset: str) -> list[dict[str, Any]]:
         """Newest first: run id, Unix milliseconds, and metadata as label to value."""

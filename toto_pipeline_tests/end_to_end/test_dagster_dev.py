@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -39,6 +40,7 @@ def _config(dev: DevServer, **training: Any) -> dict[str, Any]:
         "training.model.patch_size=8",
         "training.model.d_model=32",
         "training.batch_size=16",
+        "promotion.tolerated_loss=0.9",  # what the gate says of a model is not what these tests are about
         *(f"training.{name}={value}" for name, value in training.items()),
     ]
     return run_config(load_settings(assignments=assignments))
@@ -123,6 +125,57 @@ def test_a_run_that_crashed_is_retried_and_goes_on_where_it_was(dev: DevServer) 
     resumed = [e["resumed_from"] for e in read_events(dev.home.run(run)) if e["type"] == "run_started"]
     assert resumed[0] is None
     assert resumed[1] is not None and resumed[1] >= 200
+
+
+def test_a_trainer_that_is_killed_goes_on_in_the_same_run(dev: DevServer) -> None:
+    run = dev.launch(_config(dev, epochs=5, steps_per_epoch=100))
+    dev.wait_for(lambda: _epochs_of(dev, run), 180, "the first epoch")
+    os.kill(_trainer_pid(dev, run), signal.SIGKILL)
+    assert dev.wait_until_ended(run) == "SUCCESS"
+    assert _epochs_of(dev, run) == [1, 2, 3, 4, 5]
+    assert len(_starts(dev, run)) == 2
+
+
+def test_a_step_that_is_killed_leaves_no_orphan_and_its_retry_goes_on(dev: DevServer) -> None:
+    config = _config(dev, epochs=6, steps_per_epoch=100) | {"execution": {"config": {"multiprocess": {}}}}
+    run = dev.launch(config)
+    dev.wait_for(lambda: _epochs_of(dev, run), 240, "the first epoch")
+    trainer = psutil.Process(_trainer_pid(dev, run))
+    os.kill(int((dev.home.run(run) / "launcher.pid").read_text()), signal.SIGKILL)
+    trainer.wait(timeout=60)
+    assert dev.wait_until_ended(run) == "FAILURE"
+    retry = str(dev.wait_for(lambda: _retry_of(dev, run), 120, "the retry"))
+    assert dev.wait_until_ended(retry) == "SUCCESS"
+    assert _epochs_of(dev, run, retry) == [1, 2, 3, 4, 5, 6]
+    assert _starts(dev, run)[-1]["resumed_from"] >= 100
+
+
+def test_a_run_that_was_terminated_goes_on_when_it_is_executed_again(dev: DevServer) -> None:
+    run = dev.launch(_config(dev, epochs=6, steps_per_epoch=100))
+    dev.wait_for(lambda: _epochs_of(dev, run), 180, "the first epoch")
+    dev.terminate(run)
+    assert dev.wait_until_ended(run) == "CANCELED"
+    (stopped,) = [e for e in read_events(dev.home.run(run)) if e["type"] == "run_ended"]
+    retry = dev.retry(run)
+    assert dev.wait_until_ended(retry) == "SUCCESS"
+    assert _epochs_of(dev, run, retry) == [1, 2, 3, 4, 5, 6]
+    assert _starts(dev, run)[-1]["resumed_from"] == stopped["step"]
+
+
+def test_a_run_outlives_the_daemon(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home").prepare()
+    write_series(home.root / "input")
+    with DevServer(home) as dev:
+        run = dev.launch(_config(dev, epochs=8, steps_per_epoch=100))
+        dev.wait_for(lambda: _epochs_of(dev, run), 180, "the first epoch")
+        os.kill(dev.daemon().pid, signal.SIGKILL)
+        assert dev.wait_until_ended(run) == "SUCCESS"
+        assert _epochs_of(dev, run) == list(range(1, 9))
+        assert len(_starts(dev, run)) == 1
+
+
+def _starts(dev: DevServer, run: str) -> list[dict[str, Any]]:
+    return [event for event in read_events(dev.home.run(run)) if event["type"] == "run_started"]
 
 
 def _retry_of(dev: DevServer, run: str) -> str | None:

@@ -18,7 +18,7 @@ from toto_pipeline_tests.conftest import write_series
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/training.md")
 SERVERS = {"make dev", "toto-pipeline dev"}
 EXPECTED = {
     # No network here: what is tested is that it says so.

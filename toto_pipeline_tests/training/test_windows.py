@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,8 @@ from toto_pipeline.training.windows import (
 SHAPE = PatchedWindows(8)
 
 
-def _windows(data: TrainingData, *, epoch: int = 0, seed: int = 0, steps: int = 6) -> TrainingWindows:
-    return TrainingWindows(data, SHAPE, batch_size=4, steps=steps, seed=seed, epoch=epoch)
+def _windows(data: TrainingData, *, seed: int = 0, rank: int = 0, ranks: int = 1) -> TrainingWindows:
+    return TrainingWindows(data, SHAPE, batch_size=4, steps_per_epoch=3, epochs=2, seed=seed, rank=rank, ranks=ranks)
 
 
 def _same(one: Batch, other: Batch) -> bool:
@@ -25,7 +27,7 @@ def _same(one: Batch, other: Batch) -> bool:
     )
 
 
-def test_an_epoch_can_be_entered_anywhere(training_data: TrainingData) -> None:
+def test_a_run_can_be_entered_anywhere(training_data: TrainingData) -> None:
     whole = list(training_batches(_windows(training_data), first_step=0, workers=0))
     rest = list(training_batches(_windows(training_data), first_step=4, workers=0))
     assert len(whole) == 6
@@ -39,9 +41,25 @@ def test_any_number_of_workers_gives_the_same_batches(training_data: TrainingDat
     assert all(_same(one, other) for one, other in zip(alone, together, strict=True))
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_processes_share_out_the_batch_that_one_would_have(training_data: TrainingData, ranks: int) -> None:
+    whole = _windows(training_data)[4]
+    parts = [_windows(training_data, rank=rank, ranks=ranks)[4] for rank in range(ranks)]
+    together = Batch(torch.cat([p.values_BVT for p in parts]), torch.cat([p.kept_BT for p in parts]))
+    assert _same(whole, together)
+    assert all(_same(one, other) for one, other in zip(whole.split(ranks), parts, strict=True))
+
+
+def test_reading_ahead_ends_with_who_reads(training_data: TrainingData) -> None:
+    batches = training_batches(_windows(training_data), first_step=0, workers=0)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("windows")]
+
+
 def test_epochs_and_seeds_differ(training_data: TrainingData) -> None:
     first = _windows(training_data)[0]
-    assert not _same(first, _windows(training_data, epoch=1)[0])
+    assert not _same(first, _windows(training_data)[3])
     assert not _same(first, _windows(training_data, seed=1)[0])
     assert not _same(first, _windows(training_data)[1])
 
