@@ -80,17 +80,25 @@ def test_two_processes_train_as_one_does(runs: Runs, way: dict[str, Any]) -> Non
     assert steps == list(range(1, 19))
 
 
-@pytest.mark.parametrize(("when", "saved"), [({"step": 15}, 12), ({"save": 2}, 6)], ids=["in-a-step", "in-a-save"])
-@pytest.mark.parametrize("way", [TWO, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("way", "when", "saved"),
+    [
+        pytest.param(TWO, {"step": 15}, {12}, id="ddp-in-a-step"),
+        pytest.param(FSDP, {"step": 15}, {12}, id="fsdp-in-a-step"),
+        # Rank 0 holds all there is to save, so it may finish the save before it learns of the death.
+        pytest.param(TWO, {"save": 2}, {6, 12}, id="ddp-in-a-save"),
+        pytest.param(FSDP, {"save": 2}, {6}, id="fsdp-in-a-save"),
+    ],
+)
 def test_a_rank_that_is_killed_takes_the_others_along_and_all_go_on(
-    runs: Runs, tmp_path: Path, way: dict[str, Any], when: dict[str, int], saved: int
+    runs: Runs, tmp_path: Path, way: dict[str, Any], when: dict[str, int], saved: set[int]
 ) -> None:
     killer = {"marker": str(tmp_path / "killed"), "rank": 1, **when}
     callbacks = {"toto_pipeline_tests.faults.callbacks:KillRank": killer}
     hurt = runs.train(f"hurt-{tmp_path.name}", callbacks=callbacks, checkpoints={"asynchronous": False}, **way)
     assert (tmp_path / "killed").exists()
     _, again = of_type(hurt, "run_started")
-    assert again["resumed_from"] == saved
+    assert again["resumed_from"] in saved
     assert history(hurt) == history(runs.quiet(**way))
     assert weights(hurt) == weights(runs.quiet(**way))
 
