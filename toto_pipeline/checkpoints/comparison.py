@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from toto_pipeline.checkpoints.manager import Checkpoint
+from toto_pipeline.checkpoints.state import Checkpoint
 from toto_pipeline.errors import CheckpointError
 
 

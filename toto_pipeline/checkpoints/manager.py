@@ -16,25 +16,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from toto_pipeline.checkpoints import pins, retention, sharded
+from toto_pipeline.checkpoints import pins, plain, retention
 from toto_pipeline.checkpoints.manifest import (
     FILE_NAME,
-    SCHEMA,
     FileRecord,
     Format,
     Manifest,
@@ -43,8 +38,9 @@ from toto_pipeline.checkpoints.manifest import (
     read_manifest,
     verify,
 )
-from toto_pipeline.checkpoints.ranks import OneRank, Ranks
+from toto_pipeline.checkpoints.ranks import OneRank, Ranks, together
 from toto_pipeline.checkpoints.staging import Staging
+from toto_pipeline.checkpoints.state import Checkpoint, State, Tensors, is_sharded, numbered, readable
 from toto_pipeline.checkpoints.store import (
     LOCAL,
     TEMPORARY_PREFIX,
@@ -56,45 +52,14 @@ from toto_pipeline.checkpoints.store import (
     replace_folder,
     sync_tree,
 )
-from toto_pipeline.errors import CheckpointError, NewerCheckpointError, StorageError
+from toto_pipeline.errors import CheckpointError, NewerCheckpointError, PipelineError, StorageError
 from toto_pipeline.home import storage_errors
 from toto_pipeline.settings.training import CheckpointSettings
 
-Tensors = dict[str, torch.Tensor]
-_NAME = re.compile(r"step_(\d+)")
+__all__ = ["Checkpoint", "CheckpointManager", "State", "Tensors"]
+
 _STATE_FILE = "state.json"
 _NEVER_NOT_FINITE = ("model", "optimizer")
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything a training run is at one moment.
-
-    Attributes:
-        metrics: of the validation at this very step; empty for a save in mid-epoch.
-        tensors: one safetensors file for each key (model, optimizer, trainer, random). They may be live, on any device.
-        values: what is not a tensor; JSON.
-        schema: format that it was loaded from.
-    """
-
-    step: int
-    epoch: int
-    metrics: Mapping[str, float]
-    tensors: Mapping[str, Tensors]
-    values: Mapping[str, Any]
-    schema: int = SCHEMA
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint on disk."""
-
-    folder: Path
-    manifest: Manifest
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
 
 
 @dataclass(frozen=True)
@@ -104,16 +69,13 @@ class _Job:
     state: State
     staged: Mapping[str, Tensors]
     values: bytes
+    format: Format
     started: float
     blocked_seconds: float
 
     @property
     def name(self) -> str:
         return f"step_{self.state.step}"
-
-    @property
-    def format(self) -> Format:
-        return "sharded" if sharded.is_sharded(self.staged) else "plain"
 
 
 def _ignore(type: str, **fields: Any) -> None: ...
@@ -141,6 +103,7 @@ class CheckpointManager:
         self.folder = run_folder / pins.FOLDER
         self.settings = settings or CheckpointSettings()
         self._ranks: Ranks = ranks or OneRank()
+        self._background: Ranks = getattr(self._ranks, "background", self._ranks)
         self._report = report
         self._before_commit = before_commit
         self._files = files
@@ -195,22 +158,19 @@ class CheckpointManager:
         """
         started = time.perf_counter()
         self.wait()
-        path = self.path(state.step)
-        if self._ranks.rank > 0 and not sharded.is_sharded(state.tensors):
-            return path
-        try:
-            self._check_room(state)
-        except StorageError as error:
-            self._report_failure(state, error)
-            raise
-        staged = self._staging.take(state.tensors)
-        values = json.dumps(dict(state.values), allow_nan=False).encode()
-        facts = replace(state, metrics=dict(state.metrics), tensors={}, values={})
-        job = _Job(facts, staged, values, started, time.perf_counter() - started)
-        self._in_flight = self._writer.submit(self._commit, job)
+        self._just_verified = {}
+        format: Format = "sharded" if is_sharded(state.tensors) else "plain"
+        if format == "sharded" or self._ranks.rank == 0:
+            if format == "plain":
+                self._check_room_at_once(state)
+            staged = self._staging.take(state.tensors)
+            values = json.dumps(dict(state.values), allow_nan=False).encode()
+            facts = replace(state, metrics=dict(state.metrics), tensors={}, values={})
+            job = _Job(facts, staged, values, format, started, time.perf_counter() - started)
+            self._in_flight = self._writer.submit(self._commit, job)
         if wait or not self.settings.asynchronous:
             self.wait()
-        return path
+        return self.path(state.step)
 
     def wait(self) -> None:
         """Wait until nothing is in flight.
@@ -224,7 +184,7 @@ class CheckpointManager:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Committed checkpoints with a readable manifest, oldest first. Files are not verified here."""
-        return _readable(self.folder)  # `latest` and `best` set aside and report what is not
+        return readable(self.folder)  # `latest` and `best` set aside and report what is not
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies; damaged ones on the way are set aside.
@@ -247,6 +207,8 @@ class CheckpointManager:
     def load(self, checkpoint: Checkpoint, into: Mapping[str, Tensors] | None = None) -> State:
         """The state of a checkpoint, its hashes verified. Tensors are on the CPU, or in `into`, filled, if sharded.
 
+        What `latest` or `best` verified just before is not verified again.
+
         Raises:
             CheckpointError: a file is missing or damaged.
         """
@@ -254,7 +216,7 @@ class CheckpointManager:
         manifest = self._just_verified.pop(folder, None) or verify(folder)
         try:
             values = json.loads((folder / _STATE_FILE).read_bytes())
-            tensors = self._read_shards(folder, into) if manifest.format == "sharded" else _read_plain(folder, manifest)
+            tensors = self._read_shards(folder, into) if manifest.format == "sharded" else plain.read(folder, manifest)
         except (OSError, SafetensorError, ValueError) as error:
             raise CheckpointError(f"{folder}: a file is missing or not what its name says ({error})") from error
         return State(manifest.step, manifest.epoch, manifest.metrics, tensors, values, manifest.schema)
@@ -265,19 +227,20 @@ class CheckpointManager:
 
     def _agree(self, decide: Callable[[], Checkpoint | None]) -> Checkpoint | None:
         """What rank 0 decides, on all ranks, or raise on all what it raises there."""
-        answer: Checkpoint | CheckpointError | None = None
+        answer: Checkpoint | PipelineError | None = None
         if self._ranks.rank == 0:
             try:
                 answer = decide()
-            except CheckpointError as error:
+            except PipelineError as error:
                 answer = error
         answer = self._ranks.gather(answer)[0]
-        if isinstance(answer, CheckpointError):
+        if isinstance(answer, PipelineError):
             raise answer
+        self._just_verified = {} if answer is None else {answer.folder: answer.manifest}  # by rank 0, for all
         return answer
 
     def _latest(self) -> Checkpoint | None:
-        for folder in reversed(_numbered(self.folder)):
+        for folder in reversed(numbered(self.folder)):
             checkpoint = self._checked(folder, verify)
             if checkpoint is not None:
                 return self._remember(checkpoint)
@@ -285,7 +248,7 @@ class CheckpointManager:
 
     def _best(self) -> Checkpoint | None:
         while True:
-            found = [self._checked(folder, read_manifest) for folder in _numbered(self.folder)]
+            found = [self._checked(folder, read_manifest) for folder in numbered(self.folder)]
             checkpoints = {c.name: c for c in found if c is not None}
             chosen = self._rank_by_metric(list(checkpoints.values()))
             if chosen is None:
@@ -300,7 +263,7 @@ class CheckpointManager:
         return best[0].name if best else None
 
     def _from_backup(self) -> Checkpoint | None:
-        for folder in reversed(_numbered(self._backups) if self._backups else []):
+        for folder in reversed(numbered(self._backups) if self._backups else []):
             try:
                 checkpoint = Checkpoint(folder, verify(folder))
             except NewerCheckpointError:
@@ -314,7 +277,6 @@ class CheckpointManager:
 
     def _remember(self, checkpoint: Checkpoint) -> Checkpoint:
         self._good.add(checkpoint.name)
-        self._just_verified = {checkpoint.folder: checkpoint.manifest}
         return checkpoint
 
     def _checked(self, folder: Path, check: Callable[[Path], Manifest]) -> Checkpoint | None:
@@ -336,24 +298,34 @@ class CheckpointManager:
 
     def _quarantine(self, folder: Path) -> Path:
         place = self.folder / "quarantine"
-        place.mkdir(exist_ok=True)
         target, count = place / folder.name, 1
         while target.exists():
             count += 1
             target = place / f"{folder.name}.{count}"
-        self._files.rename(folder, target)
+        with storage_errors(place):
+            make_folders(place, files=self._files)
+            self._files.rename(folder, target)
         return target
 
     def _read_shards(self, folder: Path, into: Mapping[str, Tensors] | None) -> dict[str, Tensors]:
         if into is None:
             raise CheckpointError(f"{folder}: is sharded. Expected: tensors to load it into.")
+        from toto_pipeline.checkpoints import sharded
+
         saved = sharded.names(folder)
         wanted = {g: {n: t for n, t in into[g].items() if n in names} for g, names in saved.items() if g in into}
         sharded.read(folder, wanted, getattr(self._ranks, "checkpoint_group", None))
         return wanted
 
-    def _check_room(self, state: State) -> None:
-        needed = sum(t.numel() * t.element_size() for members in state.tensors.values() for t in members.values())
+    def _check_room_at_once(self, state: State) -> None:
+        try:
+            self._check_room(state.tensors)
+        except StorageError as error:
+            self._report_failure(state, error)
+            raise
+
+    def _check_room(self, tensors: Mapping[str, Tensors]) -> None:
+        needed = sum(t.numel() * t.element_size() for members in tensors.values() for t in members.values())
         needed += int(self.settings.reserve_gib * 2**30)
         with storage_errors(self.folder):
             make_folders(self.folder, files=self._files)
@@ -369,7 +341,6 @@ class CheckpointManager:
         """In the writer thread: from the copy in memory to a checkpoint on the disk."""
         try:
             self._staging.wait()
-            self._before_commit()
             checkpoint = self._commit_shards(job) if job.format == "sharded" else self._commit_plain(job)
             if self._ranks.rank == 0:
                 self._announce(job, checkpoint)
@@ -392,48 +363,57 @@ class CheckpointManager:
         )
 
     def _commit_plain(self, job: _Job) -> Checkpoint:
-        _refuse_not_finite(job)
-
         def fill(folder: Path) -> None:
-            for group, tensors in job.staged.items():
-                with storage_errors(folder):
-                    _save_file(tensors, folder / f"{group}.safetensors")
+            with storage_errors(folder):
+                plain.write(folder, job.staged)
             self._files.write(folder / _STATE_FILE, job.values)
             self._write_manifest(job, folder, describe_files(folder))
 
+        self._before_commit()
+        _refuse_not_finite(job)
         folder = publish_folder(self.folder / job.name, fill, files=self._files)
         return Checkpoint(folder, read_manifest(folder))
 
     def _commit_shards(self, job: _Job) -> Checkpoint:
         """All ranks write into one folder, and rank 0 makes it appear. What fails on one is raised on all."""
-        ranks: Ranks = getattr(self._ranks, "background", self._ranks)
-        group = getattr(ranks, "checkpoint_group", None)
-        final = self.folder / job.name
+        ranks, final = self._background, self.folder / job.name
         temporary = final.with_name(f"{TEMPORARY_PREFIX}{job.name}-{ranks.gather(os.getpid())[0]}")
-
-        def begin() -> None:
-            _refuse_not_finite(job)
+        try:
+            together(ranks, lambda: self._begin_shards(job, temporary))
+            records = self._write_shards(job, temporary)
+            together(ranks, lambda: self._finish_shards(job, temporary, records))
+        except Exception:
             if ranks.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return Checkpoint(final, read_manifest(final))
+
+    def _begin_shards(self, job: _Job, temporary: Path) -> None:
+        self._before_commit()
+        _refuse_not_finite(job)
+        if self._background.rank == 0:
+            self._check_room(job.staged)
+            with storage_errors(self.folder):
                 remove_temporaries(self.folder, files=self._files)
                 self._files.make_folder(temporary)
 
-        def finish(everyones: list[dict[str, FileRecord]]) -> None:
-            if ranks.rank == 0:
-                self._files.write(temporary / _STATE_FILE, job.values)
-                records = {name: record for records in everyones for name, record in records.items()}
-                records |= describe(temporary, [temporary / _STATE_FILE])
-                self._write_manifest(job, temporary, records)
-                sync_tree(temporary, files=self._files)
-                replace_folder(temporary, final, files=self._files)
-                self._files.sync(self.folder)
+    def _write_shards(self, job: _Job, temporary: Path) -> dict[str, FileRecord]:
+        """Size and hash of the files of all ranks; each hashes its own."""
+        from toto_pipeline.checkpoints import sharded
 
-        _all_or_none(ranks, begin)
-        written = sharded.write(temporary, job.staged, group)
-        mine: dict[str, FileRecord] = {}
-        _all_or_none(ranks, lambda: mine.update(describe(temporary, written)))
-        everyones = ranks.gather(mine)
-        _all_or_none(ranks, lambda: finish(everyones))
-        return Checkpoint(final, read_manifest(final))
+        mine = sharded.write(temporary, job.staged, getattr(self._background, "checkpoint_group", None))
+        everyones = together(self._background, lambda: describe(temporary, mine))
+        return {name: record for records in everyones for name, record in records.items()}
+
+    def _finish_shards(self, job: _Job, temporary: Path, records: dict[str, FileRecord]) -> None:
+        if self._background.rank > 0:
+            return
+        with storage_errors(self.folder):
+            self._files.write(temporary / _STATE_FILE, job.values)
+            self._write_manifest(job, temporary, records | describe(temporary, [temporary / _STATE_FILE]))
+            sync_tree(temporary, files=self._files)
+            replace_folder(temporary, self.folder / job.name, files=self._files)
+            self._files.sync(self.folder)
 
     def _write_manifest(self, job: _Job, folder: Path, records: dict[str, FileRecord]) -> None:
         state = job.state
@@ -445,8 +425,9 @@ class CheckpointManager:
     def _apply_retention(self) -> None:
         pinned = pins.read_pins(self.run_folder)
         kept = [self._kept(c, pinned) for c in self.checkpoints()]
-        for name in retention.to_delete(kept, self.settings):
-            discard_folder(self.folder / name, files=self._files)
+        with storage_errors(self.folder):
+            for name in retention.to_delete(kept, self.settings):
+                discard_folder(self.folder / name, files=self._files)
 
     def _kept(self, checkpoint: Checkpoint, pinned: Mapping[str, str]) -> retention.Kept:
         name, manifest = checkpoint.name, checkpoint.manifest
@@ -462,7 +443,7 @@ class CheckpointManager:
             with storage_errors(self._backups):
                 publish_folder(target, lambda folder: _copy(best.folder, folder))
                 verify(target)
-                for older in _numbered(self._backups):
+                for older in numbered(self._backups):
                     if older != target:
                         discard_folder(older)
         except (OSError, StorageError, CheckpointError) as error:
@@ -474,7 +455,7 @@ class CheckpointManager:
         """The best of the run and of the backups, if the backups do not hold it: an earlier copy may have failed."""
         if self._backups is None:
             return None
-        copies = {c.name: c for c in _readable(self._backups)}
+        copies = {c.name: c for c in readable(self._backups)}
         own = {c.name: c for c in self.checkpoints()}
         best = own.get(self._rank_by_metric(list({**copies, **own}.values())) or "")
         held = best is not None and best.name in copies and copies[best.name].manifest == best.manifest
@@ -491,42 +472,8 @@ class CheckpointManager:
         )
 
 
-def _numbered(folder: Path) -> list[Path]:
-    """The checkpoint folders in `folder`, by their steps."""
-    if not folder.is_dir():
-        return []
-    numbered = [(int(match[1]), f) for f in folder.iterdir() if (match := _NAME.fullmatch(f.name))]
-    return [found for _, found in sorted(numbered)]
-
-
-def _readable(folder: Path) -> list[Checkpoint]:
-    """Those of the checkpoints in `folder` whose manifests can be read, by their steps."""
-    found = []
-    for numbered in _numbered(folder):
-        with suppress(CheckpointError):
-            found.append(Checkpoint(numbered, read_manifest(numbered)))
-    return found
-
-
 def _copy(source: Path, folder: Path) -> None:
     shutil.copytree(source, folder, dirs_exist_ok=True)
-
-
-def _read_plain(folder: Path, manifest: Manifest) -> dict[str, Tensors]:
-    suffix = ".safetensors"
-    return {name.removesuffix(suffix): load_file(folder / name) for name in manifest.files if name.endswith(suffix)}
-
-
-def _save_file(tensors: Tensors, file: Path) -> None:
-    """Write a safetensors file; what the operating system says about the disk comes as an OSError."""
-    try:
-        save_file(tensors, file)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)|code: (\d+)", str(error))
-        if number is None:
-            raise
-        code = int(number[1] or number[2])
-        raise OSError(code, os.strerror(code), str(file)) from error
 
 
 def _refuse_not_finite(job: _Job) -> None:
@@ -539,14 +486,3 @@ def _refuse_not_finite(job: _Job) -> None:
                     f"step {job.state.step}: {group}/{name} holds numbers that are not finite, so it is not saved. "
                     "What to do: lower training.learning_rate; earlier checkpoints are untouched."
                 )
-
-
-def _all_or_none(ranks: Ranks, work: Callable[[], None]) -> None:
-    failure: Exception | None = None
-    try:
-        work()
-    except Exception as error:  # told to all ranks, and raised below
-        failure = error
-    failures = [each for each in ranks.gather(failure) if each is not None]
-    if failures:
-        raise failures[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -31,3 +32,17 @@ class OneRank:
         return [value]
 
     def barrier(self) -> None: ...
+
+
+def together[T](ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """What `work` returns on each rank, on every rank; what it raises on one is raised on all."""
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:  # told to all ranks, and raised below
+        failure = error
+    outcomes = ranks.gather((result, failure))
+    for _, each in outcomes:
+        if each is not None:
+            raise each
+    return [each for each, _ in outcomes]

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from toto_pipeline.checkpoints import sharded
-
-Tensors = dict[str, torch.Tensor]
+from toto_pipeline.checkpoints.state import Tensors, is_sharded
 
 
 class Staging:
@@ -20,21 +18,23 @@ class Staging:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensors] = {}
-        self._copied: torch.cuda.Event | None = None
+        self._copied: list[torch.cuda.Event] = []
 
     def take(self, tensors: Mapping[str, Tensors]) -> dict[str, Tensors]:
         """Start the copy of `tensors`; what is returned may be read after `wait()`, until the next `take()`."""
-        if sharded.is_sharded(tensors):
+        if is_sharded(tensors):
+            from toto_pipeline.checkpoints import sharded
+
             self._buffers = sharded.stage(tensors, into=self._buffers)
         else:
             self._buffers = {group: self._group(group, members) for group, members in tensors.items()}
-            self._copied = _event_after(tensors)
+            self._copied = _events_after(tensors)
         return self._buffers
 
     def wait(self) -> None:
         """Wait until the copy is done."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        for event in self._copied:
+            event.synchronize()
 
     @torch.no_grad()
     def _group(self, group: str, members: Tensors) -> Tensors:
@@ -51,10 +51,12 @@ def _buffer(tensor: torch.Tensor, earlier: torch.Tensor | None) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 
 
-def _event_after(tensors: Mapping[str, Tensors]) -> torch.cuda.Event | None:
-    """Something to wait for until all that the GPU was given so far is done; None where nothing is on a GPU."""
-    if not any(tensor.is_cuda for members in tensors.values() for tensor in members.values()):
-        return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return event
+def _events_after(tensors: Mapping[str, Tensors]) -> list[torch.cuda.Event]:
+    """For each GPU that holds a tensor, be it the current one or not, an event after all that it was given so far."""
+    devices = {tensor.device for members in tensors.values() for tensor in members.values() if tensor.is_cuda}
+    events = []
+    for device in devices:
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits without a busy loop
+        event.record(torch.cuda.current_stream(device))
+        events.append(event)
+    return events

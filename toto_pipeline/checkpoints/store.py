@@ -73,7 +73,7 @@ class LocalFileSystem:
             return False  # not Linux
         if rename(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
             return True
-        if ctypes.get_errno() in (errno.EINVAL, errno.ENOSYS):
+        if ctypes.get_errno() in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             return False  # a file system without it
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
 
@@ -178,15 +178,15 @@ def remove_temporaries(parent: Path, *, files: FileSystem = LOCAL) -> None:
 
 def _clear_leftovers(final: Path, files: FileSystem) -> None:
     for prefix in (_OLD_PREFIX, TEMPORARY_PREFIX):
-        for leftover in sorted(final.parent.glob(f"{prefix}{final.name}-*")):
-            if not _is_at_work(leftover):
+        for leftover in sorted(final.parent.glob(f"{prefix}*")):
+            number = leftover.name.removeprefix(f"{prefix}{final.name}-")  # else the name of another folder is in it
+            if number.isdecimal() and not _is_at_work(int(number)):
                 _clear(leftover, files)
 
 
-def _is_at_work(leftover: Path) -> bool:
-    """Whether the process that the temporary name ends with still runs, and is another one."""
-    number = leftover.name.rpartition("-")[2]
-    return number.isdecimal() and int(number) != os.getpid() and Path("/proc", number).exists()
+def _is_at_work(process: int) -> bool:
+    """Whether a process still runs, and is another one than this."""
+    return process != os.getpid() and Path("/proc", str(process)).exists()
 
 
 def _clear(leftover: Path, files: FileSystem) -> None:

@@ -3,6 +3,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -233,6 +235,20 @@ def test_what_is_copied_is_never_the_live_tensor() -> None:
     assert not set(live.values()) & set(staged.values())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_copy_from_a_busy_gpu_is_whole_also_where_it_is_not_the_current_one() -> None:
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    live, busy = torch.ones(1 << 24, device=device), torch.rand(4096, 4096, device=device)
+    for _ in range(100):
+        busy = (busy @ busy).clamp(0, 1)
+    staging = Staging()
+    staged = staging.take({"model": {"weight": live}})["model"]["weight"]
+    live.fill_(2)
+    staging.wait()
+    assert staged.is_pinned()
+    assert staged.equal(torch.ones(1 << 24))
+
+
 class FailingFileSystem(LocalFileSystem):
     """Cannot write a file as long as `full` is set."""
 
@@ -339,6 +355,15 @@ def test_any_damage_is_found_and_the_one_before_is_used(
     _damage(damaged / name, fault)
     assert_same(load_latest(manager), make_state(10))
     assert (manager.folder / "quarantine" / "step_20.2").is_dir()
+
+
+def test_damage_that_cannot_be_set_aside_says_why(manager: CheckpointManager) -> None:
+    save_all(manager, make_state(10), make_state(20))
+    _damage(manager.folder / "step_20" / "model.safetensors", "flip")
+    (manager.folder / "quarantine").write_text("in the way")
+    with pytest.raises(StorageError, match=r"quarantine: cannot be written"):
+        manager.latest()
+    assert (manager.folder / "step_20").is_dir()
 
 
 def test_a_flipped_bit_in_any_byte_of_a_manifest_is_found(manager: CheckpointManager) -> None:
@@ -513,6 +538,17 @@ def test_a_pinned_checkpoint_is_never_deleted(tmp_path: Path) -> None:
         assert names(manager) == ["step_1", "step_5"]
 
 
+def test_pins_that_cannot_be_read_are_told_and_nothing_is_deleted(tmp_path: Path, reports: Reports) -> None:
+    manager = CheckpointManager(tmp_path, settings(keep_last=1), report=reports)
+    save_all(manager, make_state(1))
+    (manager.folder / "pins.json").write_text("[")
+    manager.save(make_state(2))
+    with pytest.raises(CheckpointError, match=r"pins\.json: does not name checkpoints to keep"):
+        manager.close()
+    assert reports.types == ["checkpoint_saved", "checkpoint_saved", "checkpoint_failed"]
+    assert names(manager) == ["step_1", "step_2"]
+
+
 def test_retention_keeps_the_newest_the_best_and_every_so_many_steps(tmp_path: Path) -> None:
     with CheckpointManager(tmp_path, settings(keep_last=2, keep_every=30)) as manager:
         for step, loss in [(10, 3.0), (20, 1.0), (30, 2.0), (40, 2.5), (50, float("nan")), (60, None), (70, 5.0)]:
@@ -542,6 +578,17 @@ def test_a_load_verifies_again_unless_latest_just_did(manager: CheckpointManager
     _damage(latest.folder / "model.safetensors", "flip")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         manager.load(latest)
+
+
+def test_a_load_verifies_again_where_the_step_was_saved_again(manager: CheckpointManager) -> None:
+    save_all(manager, make_state(10, loss=1.0))
+    latest = manager.latest()
+    assert latest is not None
+    again = replace(make_state(10, loss=2.0), epoch=7)
+    save_all(manager, again)
+    loaded = manager.load(latest)
+    assert_same(loaded, again)
+    assert loaded.metrics == again.metrics
 
 
 def test_the_history_is_on_the_disk_before_the_checkpoint_appears(tmp_path: Path) -> None:
@@ -617,6 +664,23 @@ def test_a_checkpoint_without_its_values_is_not_a_crash(manager: CheckpointManag
     (folder / "manifest.json").write_bytes(manifest.to_json())
     with pytest.raises(CheckpointError, match=r"state\.json"):
         load_latest(manager)
+
+
+_PLAIN = """
+import sys
+from pathlib import Path
+import torch
+from toto_pipeline.checkpoints.manager import CheckpointManager, State
+with CheckpointManager(Path(sys.argv[1])) as manager:
+    manager.save(State(1, 0, {}, {"model": {"weight": torch.ones(3)}}, {}), wait=True)
+    manager.load(manager.latest())
+print(*[name for name in ("torch.distributed.tensor", "torch.distributed.checkpoint") if name in sys.modules])
+"""
+
+
+def test_what_is_not_sharded_loads_nothing_of_the_sharded_way(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _PLAIN, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "\n"
 
 
 def test_no_checkpoint_is_none(manager: CheckpointManager) -> None:

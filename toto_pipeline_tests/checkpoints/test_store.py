@@ -211,6 +211,13 @@ def test_leftovers_of_dead_writers_are_cleared_and_those_of_living_ones_are_not(
     assert _names(tmp_path) == ["x"]
 
 
+def test_the_temporary_of_another_folder_is_left_alone_though_its_name_begins_alike(tmp_path: Path) -> None:
+    other = tmp_path / f".tmp-x-1-{os.getpid()}"  # of x-1, which another thread is filling
+    other.mkdir()
+    publish_folder(tmp_path / "x", _fill("one"))
+    assert other.is_dir()
+
+
 _FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
