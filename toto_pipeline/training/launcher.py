@@ -26,7 +26,13 @@ from toto_pipeline.errors import PipelineError, TrainingError
 from toto_pipeline.events.log import FILE_NAME, follow, read_events
 from toto_pipeline.events.schema import Event
 from toto_pipeline.settings.training import TrainingSettings
-from toto_pipeline.training.process import LAUNCHER_VARIABLE, PARENT_VARIABLE, die_with_parent, process_name
+from toto_pipeline.training.process import (
+    LAUNCHER_VARIABLE,
+    PARENT_VARIABLE,
+    die_with_parent,
+    process_name,
+    refuse_a_second_launcher,
+)
 from toto_pipeline.training.run_files import TRAINING_FILE, TrainingOrder, read_order, write_order
 
 LOG_FILE = "trainer.log"
@@ -42,6 +48,7 @@ class Training:
         self._order = order
 
     def __enter__(self) -> Training:
+        refuse_a_second_launcher(self.run_folder)  # before anything of the run is written
         write_order(self.run_folder, self._order)
         self._first_event = _size(self.run_folder / FILE_NAME)
         write_file(self.run_folder / "launcher.pid", str(os.getpid()).encode())

@@ -55,17 +55,43 @@ def lock_run(run_folder: Path, patience_seconds: float = 0.0) -> int:
     descriptor = os.open(run_folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     end = time.monotonic() + patience_seconds
     while not _try_lock(descriptor):
-        owner, _, launcher = os.pread(descriptor, 200, 0).decode(errors="replace").strip().partition(" ")
-        if time.monotonic() >= end or (launcher and is_alive(launcher)):
+        owner, launcher = _holder(descriptor)
+        if time.monotonic() >= end or is_alive(launcher):
             os.close(descriptor)
-            raise TrainingError(
-                f"{run_folder}: process {owner.split('@')[0] or 'unknown'} is already training in this run. "
-                "Expected: one trainer a run. What to do: wait for it, or stop it."
-            )
+            raise _already_training(run_folder, owner)
         time.sleep(0.1)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{process_name()} {os.environ.get(LAUNCHER_VARIABLE, '')}".encode(), 0)
     return descriptor
+
+
+def refuse_a_second_launcher(run_folder: Path) -> None:
+    """Raise where somebody who still lives has a training under way in this run.
+
+    Raises:
+        TrainingError: names the process that trains.
+    """
+    descriptor = os.open(run_folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _try_lock(descriptor):
+            owner, launcher = _holder(descriptor)
+            if is_alive(launcher):
+                raise _already_training(run_folder, owner)
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> tuple[str, str]:
+    """The process that holds the lock, and the launcher it holds it for."""
+    owner, _, launcher = os.pread(descriptor, 200, 0).decode(errors="replace").strip().partition(" ")
+    return owner, launcher
+
+
+def _already_training(run_folder: Path, owner: str) -> TrainingError:
+    return TrainingError(
+        f"{run_folder}: process {owner.split('@', maxsplit=1)[0] or 'unknown'} is already training in this run. "
+        "Expected: one trainer a run. What to do: wait for it, or stop it."
+    )
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from toto_pipeline.checkpoints.manager import State, Tensors
-from toto_pipeline.models.optimizer import from_indexes, load_state_by_name, set_rates, state_by_name
+from toto_pipeline.models.optimizer import from_indexes, load_state_by_name, state_by_name
 from toto_pipeline.training.distributed import World, load_weights
 
 if TYPE_CHECKING:
@@ -124,16 +124,7 @@ def restore(state: State, trainer: Trainer) -> None:
 
 
 def live_tensors(trainer: Trainer) -> dict[str, Tensors]:
-    """The trainer's own tensors, to load a sharded checkpoint into.
-
-    An optimizer has tensors only once it has taken a step. So it takes one here, with a rate and gradients of zero,
-    which changes no weight.
-    """
-    for parameter in trainer.forecaster.module.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    set_rates(trainer.optimizer, 0.0)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    """The trainer's own tensors, to load a sharded checkpoint into."""
     return dict(capture(trainer, {}).tensors)
 
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,7 @@ class Trainer:
             PipelineError: the training cannot go on, and starting it again would not help.
         """
         progress, per_epoch = self.progress, self.settings.steps_per_epoch
-        batches = self._batches()
-        with self.checkpoints:
+        with self.checkpoints, closing(self._batches()) as batches:
             while progress.epoch < self.settings.epochs and progress.stopped is None:
                 started, waiting_since = time.perf_counter(), time.perf_counter()
                 steps_here = (progress.epoch + 1) * per_epoch - progress.step
@@ -208,7 +208,7 @@ class Trainer:
             decay_fraction=self.settings.decay_fraction,
         )
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch]:
         settings = self.settings
         windows = TrainingWindows(
             self.data,

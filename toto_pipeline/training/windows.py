@@ -8,7 +8,7 @@ at any step, sees the same windows. Where several processes train, each takes it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -109,25 +109,24 @@ class TrainingWindows(Dataset[Batch]):
         return values, self._shape.training_mask(self._length, self._horizon, random)
 
 
-def training_batches(windows: TrainingWindows, *, first_step: int, workers: int) -> Iterator[Batch]:
+def training_batches(windows: TrainingWindows, *, first_step: int, workers: int) -> Generator[Batch]:
     """The batches from `first_step` on, read ahead of the training by `workers` processes, or by a thread."""
     steps = range(first_step, len(windows))
     if workers == 0:
-        return _read_ahead(windows, steps)
-    return iter(
-        DataLoader(
-            windows,
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
-            prefetch_factor=READ_AHEAD_BATCHES,
-            multiprocessing_context="forkserver",
-            pin_memory=torch.cuda.is_available(),
-        )
+        yield from _read_ahead(windows, steps)
+        return
+    yield from DataLoader(
+        windows,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        prefetch_factor=READ_AHEAD_BATCHES,
+        multiprocessing_context="forkserver",
+        pin_memory=torch.cuda.is_available(),
     )
 
 
-def _read_ahead(windows: TrainingWindows, steps: range) -> Iterator[Batch]:
+def _read_ahead(windows: TrainingWindows, steps: range) -> Generator[Batch]:
     def read(step: int) -> Batch:
         return windows[step].pin_memory() if torch.cuda.is_available() else windows[step]
 

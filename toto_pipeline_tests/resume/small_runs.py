@@ -52,6 +52,7 @@ def history(run_folder: Path) -> list[tuple[object, ...]]:
         "train_loss",
         "validation_loss",
         "metrics",
+        "statistics",
     )
     return [tuple(event.get(name) for name in names) for event in latest_attempt(read_events(run_folder))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -75,6 +76,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {"tune": "lora"},
     "plateau": {"plateau": {"patience": 0, "threshold": 0.5}},
     "worker": {"loader_workers": 1},
+    "head": {"tune": "head"},
+    "deterministic": {"deterministic": True},
+    "random": {"callbacks": {"toto_pipeline_tests.resume.callbacks:DrawNumbers": {}}},
 }
 
 
@@ -83,11 +87,13 @@ def test_stopped_in_mid_epoch_and_gone_on_with(
     nursery: Nursery, runs: Home, data: TrainingData, quiet: _Quiet, way: str
 ) -> None:
     run_folder = new_run(runs, f"stopped-{way}", data, **WAYS[way])
-    calls = 8 * WAYS[way].get("accumulation", 1) + 4
+    epochs = 2 if way == "plateau" else 1  # the rate is lowered for the first time after the second
+    calls = (8 * epochs) * WAYS[way].get("accumulation", 1) + 4
     assert nursery.train(run_folder, fault="ask to stop at loss", at=calls)["code"] == 0
     (stopped,) = of_type(run_folder, "run_ended")
     assert stopped["outcome"] == "canceled"
-    assert 6 < stopped["step"] < 12
+    assert 6 * epochs < stopped["step"] < 6 * epochs + 6
+    assert way != "plateau" or [w["name"] for w in of_type(run_folder, "warning")] == ["learning_rate_reduced"]
     assert nursery.train(run_folder)["code"] == 0
     assert [e["resumed_from"] for e in of_type(run_folder, "run_started")] == [None, stopped["step"]]
     _assert_same(run_folder, quiet(**WAYS[way]))
@@ -116,6 +122,26 @@ def test_told_to_stop_in_the_first_step_or_in_validation(
     assert stopped["step"] == (1 if "loss" in fault else 6)
     assert nursery.train(run_folder)["code"] == 0
     _assert_same(run_folder, quiet())
+
+
+def test_a_loss_scale_that_was_lowered_stays_lowered(nursery: Nursery, runs: Home, data: TrainingData) -> None:
+    lowered, resumed = (new_run(runs, name, data, precision="fp16") for name in ("lowered", "lowered-resumed"))
+    assert nursery.train(lowered, fault="loss is nan", at=4)["code"] == 0
+    shutil.copytree(lowered / "checkpoints" / "step_6", resumed / "checkpoints" / "step_6")
+    assert nursery.train(resumed)["code"] == 0
+    ends = [json.loads((run / "checkpoints" / "step_18" / "state.json").read_bytes()) for run in (lowered, resumed)]
+    assert ends[0]["loss_scaler"]["scale"] == 2.0**15  # half of what it starts with
+    assert ends[0]["loss_scaler"] == ends[1]["loss_scaler"]
+    assert weights(lowered) == weights(resumed)
+
+
+def test_it_is_saved_whenever_the_minutes_have_passed(nursery: Nursery, runs: Home, data: TrainingData) -> None:
+    run_folder = new_run(runs, "minutes", data, checkpoints={"every_epochs": None, "every_minutes": 1e-9})
+    assert nursery.train(run_folder)["code"] == 0
+    assert [e["step"] for e in of_type(run_folder, "checkpoint_saved")] == list(range(1, 19))
+    rarely = new_run(runs, "minutes-rarely", data, checkpoints={"every_epochs": None, "every_minutes": 1e9})
+    assert nursery.train(rarely)["code"] == 0
+    assert [e["step"] for e in of_type(rarely, "checkpoint_saved")] == [18]  # the end is always saved
 
 
 def test_a_run_that_was_over_stays_as_it_was(nursery: Nursery, runs: Home, data: TrainingData) -> None:
