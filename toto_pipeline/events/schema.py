@@ -10,19 +10,29 @@ Every event has the envelope
 
 and the fields of its type:
 
-    run_started       run, config, config_hash, data_fingerprint, code_version, host, pid, device, processes,
-                      parameters, trained_parameters, epochs, steps_per_epoch, total_steps, resumed_from (step, or null)
+    run_started       run, config, config_hash, data_fingerprint, code_version, host, pid, process (that writes the log,
+                      told apart from a later one with its number), supervisor (the process that would start it again,
+                      or null), device, processes, parameters, trained_parameters, epochs, steps_per_epoch, total_steps,
+                      resumed_from (step, or null)
     step              loss, learning_rate, gradient_norm, seconds, data_seconds (wait for the batch, part of seconds);
                       a loss or gradient_norm that is not finite means that the step was skipped
     epoch             train_loss, validation_loss, metrics (name -> value), learning_rate, gradient_norm, seconds,
                       windows_per_second, skipped_steps, statistics (name -> moving mean, slope, best, ...),
                       checkpoint (path relative to the run folder, or null), is_best
+    system            host, process (name -> value) and gpus (a list of such), as `system_monitor` names them
+    model             modules (a list of name, kind, parameters, trained), in the order in which they are registered
+    histogram         name, counts, edges (one more than counts, rising), minimum, maximum, mean, deviation
+    figure            name, figure: what to draw, as data (`figures` names the kinds)
+    text              name, text
     checkpoint_saved  checkpoint, bytes, seconds (until it was on the disk), blocked_seconds (that training waited)
     checkpoint_failed checkpoint, reason, error
     checkpoint_quarantined  checkpoint, moved_to, reason
     checkpoint_backed_up    checkpoint, folder
     warning           name, message
     run_ended         outcome, reason, best (epoch, step, validation_loss, ..., checkpoint; or null)
+
+A loop of another kind than the pipeline's own may leave out what it does not have, and add to `step` and `epoch` numbers
+of its own under names of its own. `measurements` gives the numbers of any event under the names that all tools show.
 
 NaN and the infinities are written as the strings "nan", "inf" and "-inf"; `number()` reads them back.
 """
