@@ -27,8 +27,9 @@ from toto_pipeline.automation.instance import prepare_instance
 from toto_pipeline.automation.jobs import RETRAIN, run_config
 from toto_pipeline.config import RetrainSettings, build
 from toto_pipeline.errors import PipelineError
+from toto_pipeline.events.processes import is_alive, process_name
 from toto_pipeline.home import Home
-from toto_pipeline.training.process import die_with_parent, is_alive, process_name
+from toto_pipeline.training.process import die_with_parent
 
 REFUSED_EXIT_CODE = 10
 STARTED_BY, COMMAND_LINE, PROCESS = "toto/started_by", "command line", "toto/process"

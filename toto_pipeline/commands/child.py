@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import orjson
 
-from toto_pipeline.events.log import read_from
+from toto_pipeline.events.log import LogReader
 from toto_pipeline.events.schema import Event
 from toto_pipeline.home import storage_errors
 
@@ -57,15 +57,14 @@ class Child:
         The event log is read after the messages and given out before them, so a stage never ends before the events
         that were written in it.
         """
-        cursor = 0
         drained = False
-        while not drained:
-            messages, drained = self._waiting_messages()
-            for event, behind in read_from(self.run_folder, cursor):
-                cursor = behind
-                yield event
-            yield from messages
-            yield None
+        with LogReader(self.run_folder) as reader:
+            while not drained:
+                messages, drained = self._waiting_messages()
+                while events := reader.read():
+                    yield from events
+                yield from messages
+                yield None
 
     def wait(self) -> int:
         """The exit status; negative is the signal that ended it."""

@@ -1,12 +1,12 @@
 """The numbers of an event, under the names that every tool shows them by.
 
-    train/...        of a step: loss, learning_rate, gradient_norm, and what a loop adds
-    epoch/...        of an epoch: train_loss, skipped_steps, and what a loop adds
-    validation/...   of an epoch: loss, and each score of the validation forecasts
-    statistics/...   of an epoch: the course of each metric, such as statistics/validation_loss/slope
-    speed/...        step_seconds, data_seconds, epoch_seconds, windows_per_second
-    checkpoint/...   bytes, seconds, blocked_seconds
-    host/... process/... gpu/<index>/...   of the machine
+train/...        of a step: loss, learning_rate, gradient_norm, and what a loop adds
+epoch/...        of an epoch: train_loss, skipped_steps, and what a loop adds
+validation/...   of an epoch: loss, and each score of the validation forecasts
+statistics/...   of an epoch: the course of each metric, such as statistics/validation_loss/slope
+speed/...        step_seconds, data_seconds, epoch_seconds, windows_per_second
+checkpoint/...   bytes, seconds, blocked_seconds
+host/... process/... gpu/<index>/...   of the machine
 """
 
 from __future__ import annotations

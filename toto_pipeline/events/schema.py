@@ -31,8 +31,8 @@ and the fields of its type:
     warning           name, message
     run_ended         outcome, reason, best (epoch, step, validation_loss, ..., checkpoint; or null)
 
-A loop of another kind than the pipeline's own may leave out what it does not have, and add to `step` and `epoch` numbers
-of its own under names of its own. `measurements` gives the numbers of any event under the names that all tools show.
+A loop of another kind than the pipeline's own may leave out what it does not have, and add to `step` and `epoch`
+numbers of its own. `measurements` gives the numbers of any event under the names that all tools show.
 
 NaN and the infinities are written as the strings "nan", "inf" and "-inf"; `number()` reads them back.
 """

@@ -118,6 +118,9 @@ def _log_start(
 ) -> None:
     import platform
 
+    import psutil
+
+    from toto_pipeline.events.processes import process_name
     from toto_pipeline.version import code_version
 
     parameters = list(trainer.forecaster.module.parameters())
@@ -130,6 +133,8 @@ def _log_start(
         code_version=code_version(),
         host=platform.node(),
         pid=os.getpid(),
+        process=process_name(),
+        supervisor=process_name(psutil.Process(os.getppid())),
         device=str(trainer.device),
         processes=trainer.world.size,
         parameters=sum(p.numel() for p in parameters),

@@ -23,14 +23,14 @@ from types import TracebackType
 from toto_pipeline import errors
 from toto_pipeline.checkpoints.store import write_file
 from toto_pipeline.errors import PipelineError, TrainingError
-from toto_pipeline.events.log import FILE_NAME, follow, read_events
+from toto_pipeline.events.log import end_of_log, follow, read_events
+from toto_pipeline.events.processes import process_name
 from toto_pipeline.events.schema import Event
 from toto_pipeline.settings.training import TrainingSettings
 from toto_pipeline.training.process import (
     LAUNCHER_VARIABLE,
     PARENT_VARIABLE,
     die_with_parent,
-    process_name,
     refuse_a_second_launcher,
 )
 from toto_pipeline.training.run_files import TRAINING_FILE, TrainingOrder, read_order, write_order
@@ -50,7 +50,7 @@ class Training:
     def __enter__(self) -> Training:
         refuse_a_second_launcher(self.run_folder)  # before anything of the run is written
         write_order(self.run_folder, self._order)
-        self._first_event = _size(self.run_folder / FILE_NAME)
+        self._first_event = end_of_log(self.run_folder)
         write_file(self.run_folder / "launcher.pid", str(os.getpid()).encode())
         with (self.run_folder / LOG_FILE).open("ab") as log:
             self._agent = subprocess.Popen(
@@ -191,7 +191,3 @@ def _environment(settings: TrainingSettings) -> dict[str, str]:
     if settings.deterministic:
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     return environment
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0

@@ -9,28 +9,12 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
-
 from toto_pipeline.errors import TrainingError
+from toto_pipeline.events.processes import is_alive, process_name
 
 LOCK_NAME = "trainer.lock"
 PARENT_VARIABLE, LAUNCHER_VARIABLE = "TOTO_PARENT", "TOTO_LAUNCHER"
 _PR_SET_PDEATHSIG = 1
-
-
-def process_name(process: psutil.Process | None = None) -> str:
-    """A process (this one, by default), told apart from a later one with the same number."""
-    process = process or psutil.Process()
-    return f"{process.pid}@{process.create_time():.0f}"
-
-
-def is_alive(name: str) -> bool:
-    """Whether the process called `name` still runs on this machine."""
-    try:
-        process = psutil.Process(int(name.split("@", maxsplit=1)[0]))
-        return process_name(process) == name and process.status() != psutil.STATUS_ZOMBIE
-    except (ValueError, psutil.NoSuchProcess):
-        return False
 
 
 def die_with_parent(death_signal: signal.Signals = signal.SIGKILL) -> None:

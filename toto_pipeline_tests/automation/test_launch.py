@@ -22,8 +22,8 @@ from toto_pipeline.automation.launch import (
 )
 from toto_pipeline.config import RetrainSettings
 from toto_pipeline.definitions import build_definitions
+from toto_pipeline.events.processes import process_name
 from toto_pipeline.home import Home
-from toto_pipeline.training.process import process_name
 
 
 def _started(instance: dg.DagsterInstance, process: str) -> dg.DagsterRun:

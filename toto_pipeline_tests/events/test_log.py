@@ -2,6 +2,7 @@ import math
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import orjson
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from toto_pipeline.events.log import (
     FILE_NAME,
+    START,
     EventWriter,
     decode,
     encode,
@@ -56,7 +58,7 @@ def test_a_cursor_goes_on_where_it_stood(tmp_path: Path) -> None:
         for step in range(3):
             log.append("step", step=step, epoch=0)
         log.flush()
-        pairs = list(read_from(tmp_path, 0))
+        pairs = list(read_from(tmp_path, START))
         cursor = pairs[1][1]
         log.append("step", step=3, epoch=0)
     assert [e["step"] for e in read_events(tmp_path, cursor)] == [2, 3]
@@ -77,15 +79,12 @@ def test_what_was_flushed_survives_sigkill(tmp_path: Path) -> None:
     assert [e["step"] for e in read_events(tmp_path)] == list(range(500))
 
 
-def test_buffered_events_are_flushed_when_their_time_is_up(tmp_path: Path) -> None:
-    now = [0.0]
-    log = EventWriter(tmp_path, flush_seconds=1.0, monotonic=lambda: now[0])
-    log.append("step", step=1, epoch=0)
-    assert log.path.stat().st_size == 0
-    now[0] = 1.0
-    log.append("step", step=2, epoch=0)
-    assert [e["step"] for e in read_events(tmp_path)] == [1, 2]
-    log.close()
+def test_events_are_written_without_being_asked_for(tmp_path: Path) -> None:
+    flushed = threading.Event()
+    with EventWriter(tmp_path, flush_seconds=0.01, watch=lambda _: flushed.set()) as log:
+        log.append("step", step=1, epoch=0)
+        assert flushed.wait(30)
+        assert [e["step"] for e in read_events(tmp_path)] == [1]
 
 
 def test_following_reads_until_the_writer_has_ended(tmp_path: Path) -> None:

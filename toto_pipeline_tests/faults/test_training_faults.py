@@ -15,10 +15,11 @@ from toto_pipeline.checkpoints.manager import CheckpointManager
 from toto_pipeline.data.training_data import TrainingData
 from toto_pipeline.errors import StorageError, TrainingError
 from toto_pipeline.events.log import epochs, read_events
+from toto_pipeline.events.processes import process_name
 from toto_pipeline.events.schema import number
 from toto_pipeline.home import Home
 from toto_pipeline.training.launcher import Training
-from toto_pipeline.training.process import LAUNCHER_VARIABLE, lock_run, process_name
+from toto_pipeline.training.process import LAUNCHER_VARIABLE, lock_run
 from toto_pipeline.training.run_files import read_order
 from toto_pipeline_tests.nursery import Nursery
 from toto_pipeline_tests.resume.small_runs import history, new_run, of_type, order, outcomes, weights
