@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Figure = dict[str, Any]
 
@@ -72,6 +74,6 @@ def image(title: str, figure: Any) -> Figure:
     return {"kind": "image", "title": title, "png": base64.b64encode(buffer.getvalue()).decode()}
 
 
-def _plain(values: Values) -> list[float | None]:
-    """Numbers rounded to what a plot can show, null where they are not finite."""
-    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in map(float, values)]
+def _plain(values: Values) -> NDArray[np.float32]:
+    """A copy, precise enough for a plot. It becomes a list when the event is written, null where it is not finite."""
+    return np.array(list(values) if isinstance(values, Iterator) else values, dtype=np.float32)

@@ -21,7 +21,7 @@ from typing import IO, Any
 import orjson
 
 from toto_pipeline.errors import StorageError
-from toto_pipeline.events.schema import SCHEMA, Event, number, spell_out
+from toto_pipeline.events.schema import ENVELOPE, SCHEMA, Event, number, spell_out
 from toto_pipeline.events.segments import (
     FILE_NAME,
     START,
@@ -48,8 +48,8 @@ class EventWriter:
     """Appends events to the log in `run_folder`. One writer a run at a time; any thread of it may append.
 
     What was appended is flushed at most `flush_seconds` later. A value may be a zero-dimensional tensor that is not
-    written to any more; it is read from its device only then. `watch` is shown the events of each flush, as they were
-    written, in the thread that flushes.
+    written to any more; it is read from its device only then. The field `snapshot` may hold an object whose `resolve()`
+    then gives further fields of the event. `watch` is shown the events of each flush in the thread that flushes.
     """
 
     def __init__(
@@ -73,8 +73,11 @@ class EventWriter:
         self._watch = watch
         self._waiting: deque[Event] = deque()
         self._unwritten = b""
+        self._unwatched: list[Event] = []
         self._writing = threading.RLock()
-        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._is_closing = False
+        self._make_durable = False
         self._flusher: threading.Thread | None = None
         self._compressor = Compressor(run_folder, self._not_compressed)
         with storage_errors(run_folder):
@@ -111,10 +114,16 @@ class EventWriter:
             if durable:
                 os.fdatasync(self._descriptor)
 
+    def flush_soon(self) -> None:
+        """Have the writer's own thread flush now, durably; the caller does not wait."""
+        self._make_durable = True
+        self._wake.set()
+
     def close(self) -> None:
         if self._descriptor < 0:
             return
-        self._closing.set()
+        self._is_closing = True
+        self._wake.set()
         if self._flusher is not None:
             self._flusher.join()
         try:
@@ -139,20 +148,25 @@ class EventWriter:
                 self._flusher.start()
 
     def _flush_now_and_then(self) -> None:
-        while not self._closing.wait(self._flush_seconds):
+        while not self._is_closing:
+            self._wake.wait(self._flush_seconds)
+            self._wake.clear()
+            durable, self._make_durable = self._make_durable, False
             try:
-                self.flush()
-            except StorageError as error:  # kept, and raised by the training's own flush if the disk is still full
+                self.flush(durable=durable)
+            except (StorageError, OSError) as error:  # raised by the training's own flush if it stays so
                 print(f"{error} The events are kept in memory and written later.", file=sys.stderr)
 
     def _write_waiting(self) -> None:
         while self._waiting or self._unwritten:
             events = [self._waiting.popleft() for _ in range(min(len(self._waiting), _ENCODED_AT_ONCE))]
-            plain = to_plain(events)
-            self._unwritten += b"".join(map(_line, plain))
+            plain, lines = encode_all(events)
+            self._unwritten += lines
+            self._unwatched += plain
             with storage_errors(self.path):
                 while self._unwritten:
                     self._unwritten = self._unwritten[os.write(self._descriptor, self._unwritten) :]
+            plain, self._unwatched = self._unwatched, []
             if self._watch is not None:
                 self._watch(plain)
             if os.fstat(self._descriptor).st_size >= self._segment_bytes:
@@ -192,7 +206,10 @@ class NoLog:
 
 
 def to_plain(events: Sequence[Event]) -> list[Event]:
-    """Events as they are written: tensors as numbers, non-finite numbers as their names."""
+    """Events as they are written: tensors as numbers, snapshots as what they come to, non-finite numbers as names."""
+    for event in events:
+        if (snapshot := event.pop("snapshot", None)) is not None:
+            event.update(snapshot.resolve())
     numbers = _read_tensors(events)
     return [spell_out({key: numbers.get(id(value), value) for key, value in event.items()}) for event in events]
 
@@ -216,8 +233,24 @@ def _read_tensors(events: Iterable[Event]) -> dict[int, Any]:
     return numbers
 
 
+def encode_all(events: Sequence[Event]) -> tuple[list[Event], bytes]:
+    """Events as they are written, and their lines; in place of one that cannot be written stands a warning."""
+    try:
+        plain = to_plain(events)
+        return plain, b"".join(map(_line, plain))
+    except Exception as error:  # whatever a value of a stranger's type may raise
+        if len(events) > 1:
+            pairs = [encode_all([event]) for event in events]
+            return [event for plain, _ in pairs for event in plain], b"".join(lines for _, lines in pairs)
+        (event,) = events
+        message = f"an event of type {event['type']} cannot be written: {type(error).__name__}: {error}"
+        warning = {name: value for name, value in event.items() if name in ENVELOPE}
+        warning |= {"type": "warning", "name": "event_not_written", "message": message}
+        return [warning], _line(warning)
+
+
 def _line(event: Event) -> bytes:
-    return orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
 def encode(event: Event) -> bytes:

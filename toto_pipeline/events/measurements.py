@@ -14,9 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from toto_pipeline.events.schema import Event, number
-
-ENVELOPE = frozenset({"schema", "type", "attempt", "time", "monotonic", "step", "epoch"})
+from toto_pipeline.events.schema import ENVELOPE, Event, number
 
 _NAMES = {
     "step": {"seconds": "speed/step_seconds", "data_seconds": "speed/data_seconds"},

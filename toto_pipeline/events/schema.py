@@ -44,6 +44,8 @@ from typing import Any, Literal
 
 SCHEMA = 1
 
+ENVELOPE = frozenset({"schema", "type", "attempt", "time", "monotonic", "step", "epoch"})
+
 Event = dict[str, Any]
 Outcome = Literal["completed", "stopped", "canceled", "failed"]
 """completed: all epochs; stopped: a policy ended it early; canceled: asked from outside; failed: an error."""

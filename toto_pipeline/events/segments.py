@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 FILE_NAME = "events.jsonl"
 _CLOSED = re.compile(r"events-(\d{6})\.jsonl(?:\.gz)?")
@@ -71,7 +71,7 @@ def open_segment(run_folder: Path, segment: int) -> tuple[IO[bytes], bool] | Non
         closed = closed_file(run_folder, segment)
         try:
             if closed is not None:
-                return (gzip.open(closed, "rb") if closed.suffix == ".gz" else closed.open("rb")), True
+                return _open_closed(closed), True
             if segment != growing_segment(run_folder):
                 return None
             file = (run_folder / FILE_NAME).open("rb")
@@ -82,6 +82,10 @@ def open_segment(run_folder: Path, segment: int) -> tuple[IO[bytes], bool] | Non
         if closed_file(run_folder, segment) is None:
             return file, False
         file.close()  # what was opened may already be the next segment
+
+
+def _open_closed(file: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
 
 
 def end_of_log(run_folder: Path) -> Cursor:
