@@ -36,6 +36,7 @@ from toto_pipeline.checkpoints.manifest import (
     describe,
     describe_files,
     read_manifest,
+    reading,
     verify,
 )
 from toto_pipeline.checkpoints.ranks import OneRank, Ranks, together
@@ -193,6 +194,7 @@ class CheckpointManager:
 
         Raises:
             NewerCheckpointError: one was written by a newer version; nothing is moved.
+            StorageError: a file cannot be read, which says nothing about its content; nothing is moved.
         """
         return self._agree(self._latest)
 
@@ -201,6 +203,7 @@ class CheckpointManager:
 
         Raises:
             NewerCheckpointError: one was written by a newer version; nothing is moved.
+            StorageError: a file cannot be read, which says nothing about its content; nothing is moved.
         """
         return self._agree(self._best)
 
@@ -211,13 +214,16 @@ class CheckpointManager:
 
         Raises:
             CheckpointError: a file is missing or damaged.
+            StorageError: a file cannot be read.
         """
         folder = checkpoint.folder
         manifest = self._just_verified.pop(folder, None) or verify(folder)
         try:
-            values = json.loads((folder / _STATE_FILE).read_bytes())
-            tensors = self._read_shards(folder, into) if manifest.format == "sharded" else plain.read(folder, manifest)
-        except (OSError, SafetensorError, ValueError) as error:
+            with reading(folder):
+                values = json.loads((folder / _STATE_FILE).read_bytes())
+                sharded = manifest.format == "sharded"
+                tensors = self._read_shards(folder, into) if sharded else plain.read(folder, manifest)
+        except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{folder}: a file is missing or not what its name says ({error})") from error
         return State(manifest.step, manifest.epoch, manifest.metrics, tensors, values, manifest.schema)
 

@@ -1,7 +1,8 @@
 """The manifest of a checkpoint: what it is, and the size and SHA-256 of every file in it.
 
 A checkpoint folder without a manifest was never finished; one whose files differ from its manifest is damaged. The
-manifest holds the hash of its own content too, because which checkpoint is the best is read from it.
+manifest holds the hash of its own content too, because which checkpoint is the best is read from it. A file that cannot
+be read just now (no permission, no free descriptor, a disk that does not answer) is no damage: nothing is known of it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toto_pipeline.errors import CheckpointError, NewerCheckpointError
+from toto_pipeline.errors import CheckpointError, NewerCheckpointError, StorageError
 from toto_pipeline.events.schema import number, spell_out
 
 FILE_NAME = "manifest.json"
@@ -89,11 +91,14 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         NewerCheckpointError: it is of a newer schema than this program knows.
-        CheckpointError: it is missing or unreadable.
+        CheckpointError: it is missing or not a manifest.
+        StorageError: it is there, and the operating system does not let it be read.
     """
     file = folder / FILE_NAME
+    with reading(file):
+        content = file.read_bytes()
     try:
-        values: dict[str, Any] = json.loads(file.read_bytes())
+        values: dict[str, Any] = json.loads(content)
         schema = int(values["schema"])
         if schema > SCHEMA:
             raise NewerCheckpointError(
@@ -108,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest:
         values["metrics"] = {name: number(value) for name, value in values["metrics"].items()}
         values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
         return Manifest(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{file}: is not the manifest of a checkpoint ({type(error).__name__}: {error})"
         ) from error
@@ -120,18 +125,37 @@ def verify(folder: Path) -> Manifest:
     Raises:
         NewerCheckpointError: it is of a newer schema than this program knows.
         CheckpointError: names the first file that is missing, of another size, or of another hash.
+        StorageError: names a file that the operating system does not let be read.
     """
     manifest = read_manifest(folder)
     for name, record in manifest.files.items():
         file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: is missing from the checkpoint")
-        size = file.stat().st_size
+        with reading(file):
+            size = file.stat().st_size
         if size != record.bytes:
             raise CheckpointError(f"{file}: has {size} bytes where the manifest says {record.bytes}")
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        hashes = threads.map(lambda name: sha256_of(folder / name), manifest.files)
+        hashes = threads.map(lambda name: _hash_found(folder / name), manifest.files)
         for (name, record), found in zip(manifest.files.items(), hashes, strict=True):
             if found != record.sha256:
                 raise CheckpointError(f"{folder / name}: its content differs from the manifest's SHA-256")
     return manifest
+
+
+def _hash_found(file: Path) -> str:
+    with reading(file):
+        return sha256_of(file)
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn what the operating system says about a file that is read into what it means for the checkpoint."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise CheckpointError(f"{error.filename or file}: is missing from the checkpoint") from error
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or file}: cannot be read ({error.strerror or error}). Expected: a disk that answers, and "
+            "a file this user may read. What to do: mend that and start again. The checkpoint was left where it is."
+        ) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from toto_pipeline.checkpoints.manifest import SCHEMA, Manifest, read_manifest
+from toto_pipeline.checkpoints.manifest import SCHEMA, Manifest, read_manifest, reading
 from toto_pipeline.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
@@ -57,15 +57,25 @@ def is_sharded(tensors: Mapping[str, Tensors]) -> bool:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The checkpoint folders in `folder`, by their steps."""
+    """The checkpoint folders in `folder`, by their steps.
+
+    Raises:
+        StorageError: `folder` cannot be read.
+    """
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), each) for each in folder.iterdir() if (match := _NAME.fullmatch(each.name))]
+    with reading(folder):
+        entries = list(folder.iterdir())
+    found = [(int(match[1]), each) for each in entries if (match := _NAME.fullmatch(each.name))]
     return [each for _, each in sorted(found)]
 
 
 def readable(folder: Path) -> list[Checkpoint]:
-    """Those of the checkpoints in `folder` whose manifests can be read, by their steps."""
+    """Those of the checkpoints in `folder` that have a whole manifest, by their steps.
+
+    Raises:
+        StorageError: a manifest cannot be read: whether that checkpoint is one is not known.
+    """
     found = []
     for each in numbered(folder):
         with suppress(CheckpointError):

@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -44,6 +45,10 @@ class FileSystem(Protocol):
 
     def remove(self, path: Path) -> None:
         """Remove a file, or a folder and all in it."""
+        ...
+
+    def share(self, file: Path) -> None:
+        """Let all read a file, and write it, who may do so with the folder that it is in."""
         ...
 
 
@@ -82,6 +87,12 @@ class LocalFileSystem:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+    def share(self, file: Path) -> None:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        wanted = mode | (file.parent.stat().st_mode & 0o666)
+        if mode != wanted:
+            file.chmod(wanted)
 
 
 LOCAL = LocalFileSystem()
@@ -137,8 +148,14 @@ def discard_folder(folder: Path, *, files: FileSystem = LOCAL) -> None:
 
 
 def sync_tree(folder: Path, *, files: FileSystem = LOCAL) -> None:
+    """Wait until the disk has all below `folder`, open to whom the umask lets in.
+
+    Libraries write some files for their user alone (safetensors: mode 0600). The folders were made under the umask,
+    which a process cannot look up without changing it for all its threads; so each file takes after its folder.
+    """
     for root, _, names in os.walk(folder):
         for name in sorted(names):
+            files.share(Path(root) / name)
             files.sync(Path(root) / name)
         files.sync(Path(root))
 

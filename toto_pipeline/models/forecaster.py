@@ -83,8 +83,13 @@ class TrainableForecaster(Forecaster, Protocol):
         """
         ...
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-        """An optimizer over what is trained; each of its groups holds its own rate as `initial_lr`."""
+    def optimizer(
+        self, learning_rate: float, weight_decay: float, muon_learning_rate: float | None = None
+    ) -> torch.optim.Optimizer:
+        """An optimizer over what is trained; each of its groups holds its own rate as `initial_lr`.
+
+        With a `muon_learning_rate` the hidden matrices are trained by Muon, which needs all of them to be trained.
+        """
         ...
 
     def wrap(self, parallel: Callable[[torch.nn.Module], torch.nn.Module]) -> None:

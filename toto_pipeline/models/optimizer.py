@@ -7,7 +7,7 @@ depth. So a schedule multiplies: each group keeps its rate as `initial_lr`, and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,24 +22,27 @@ from toto_pipeline.errors import CheckpointError
 BETAS = (0.9, 0.95)
 
 
-def adamw(module: nn.Module, learning_rate: float, weight_decay: float) -> Optimizer:
-    """AdamW over the trainable parameters of a unit-scaled module.
+def adamw(
+    module: nn.Module, learning_rate: float, weight_decay: float, *, leave: Sequence[nn.Parameter] = ()
+) -> Optimizer:
+    """AdamW over the trainable parameters of a unit-scaled module, but for those to `leave`.
 
     `weight_decay` is what a step takes off the weights at the peak of the learning rate, whatever the rate is.
     """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    left = {id(parameter) for parameter in leave}
+    trained = [each for each in module.parameters() if each.requires_grad and id(each) not in left]
     optimizer: Optimizer = dd_unit_scaling.AdamW(
         trained, lr=learning_rate, betas=BETAS, weight_decay=weight_decay, fused=True
     )
-    _merge_groups(optimizer)
+    merge_groups(optimizer)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     _begin(optimizer)
     return optimizer
 
 
-def _merge_groups(optimizer: Optimizer) -> None:
-    """Put parameters with the same options into one group: the fused kernel is called once for each group."""
+def merge_groups(optimizer: Optimizer) -> None:
+    """Put parameters with the same options into one group: what a group has in common is computed at once."""
     merged: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
     for group in optimizer.param_groups:
         options = tuple(sorted((name, value) for name, value in group.items() if name != "params"))
@@ -77,7 +80,7 @@ def apply_unless(optimizer: Optimizer, skip: Tensor) -> None:
     parameters, whose kernels take no flag beside them, are asked on the host.
     """
     if _takes_flag(optimizer):
-        with _flag(optimizer, skip):
+        with flagged(optimizer, skip):
             optimizer.step()
     elif not skip.item():
         optimizer.step()
@@ -90,7 +93,7 @@ def _takes_flag(optimizer: Optimizer) -> bool:
 
 
 @contextlib.contextmanager
-def _flag(optimizer: Optimizer, skip: Tensor) -> Iterator[None]:
+def flagged(optimizer: Optimizer, skip: Tensor) -> Iterator[None]:
     """The attributes by which torch.amp.GradScaler tells a fused optimizer that gradients are not finite."""
     optimizer.grad_scale, optimizer.found_inf = None, skip.float()  # type: ignore[attr-defined]
     try:
@@ -114,7 +117,7 @@ def load_state_by_name(module: nn.Module, optimizer: Optimizer, tensors: Mapping
     Without any tensors the optimizer begins anew.
 
     Raises:
-        CheckpointError: the tensors are not those of the parameters that this optimizer trains.
+        CheckpointError: the tensors are those of other parameters than this optimizer trains, or of another optimizer.
     """
     states: dict[str, dict[str, Tensor]] = {}
     for full_name, value in tensors.items():
@@ -123,6 +126,10 @@ def load_state_by_name(module: nn.Module, optimizer: Optimizer, tensors: Mapping
     parameters = _optimized(module, optimizer)
     if states and states.keys() != parameters.keys():
         raise CheckpointError(_mismatch(set(states), set(parameters)))
+    for name, state in states.items():
+        begun = optimizer.state.get(parameters[name], {})
+        if begun and begun.keys() != state.keys():
+            raise CheckpointError(_other_optimizer(name, sorted(state), sorted(begun)))
     fused = all(group.get("fused") for group in optimizer.param_groups)
     optimizer.state.clear()
     for name, state in states.items():
@@ -205,4 +212,11 @@ def _mismatch(found: set[str], expected: set[str]) -> str:
     return (
         f"The optimizer state does not fit the parameters that are trained: {'; '.join(differences)}. Expected: a "
         "checkpoint of the same model, tuned in the same way. What to do: start a new run."
+    )
+
+
+def _other_optimizer(name: str, found: list[str], expected: list[str]) -> str:
+    return (
+        f"The optimizer state holds {', '.join(found)} of {name}, where the optimizer keeps {', '.join(expected)}. "
+        "Expected: a checkpoint that was trained with the same training.optimizer. What to do: start a new run."
     )

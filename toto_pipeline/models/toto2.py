@@ -29,6 +29,7 @@ from toto_pipeline.errors import WeightsError
 from toto_pipeline.models import tuning
 from toto_pipeline.models.forecaster import QUANTILES
 from toto_pipeline.models.lora import is_adapted, merged_state
+from toto_pipeline.models.muon import muon_beside_adamw
 from toto_pipeline.models.optimizer import adamw
 from toto_pipeline.models.patches import PatchedWindows
 from toto_pipeline.settings.training import ModelSettings, TrainingSettings
@@ -105,8 +106,12 @@ class Toto2Forecaster:
         forecast: NDArray[np.float32] = quantiles_QBVT.float().permute(1, 2, 3, 0).cpu().numpy()
         return forecast
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-        return adamw(self.module, learning_rate, weight_decay)
+    def optimizer(
+        self, learning_rate: float, weight_decay: float, muon_learning_rate: float | None = None
+    ) -> torch.optim.Optimizer:
+        if muon_learning_rate is None:
+            return adamw(self.module, learning_rate, weight_decay)
+        return muon_beside_adamw(self.module, learning_rate, weight_decay, muon_learning_rate)
 
     def wrap(self, parallel: Callable[[nn.Module], nn.Module]) -> None:
         # What an earlier forecast by blocks left in its cache is no part of the model, and differs between processes.

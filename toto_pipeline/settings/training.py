@@ -173,7 +173,17 @@ class TrainingSettings(Settings):
         "full", description="full: all weights. head: only the output head. lora: low-rank adapters, merged at the end."
     )
     lora: LoraSettings = Field(default_factory=LoraSettings)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw: for all weights. muon: Muon for the matrices of the transformer's layers, AdamW for the rest; "
+        "a step costs more and learns more.",
+    )
     learning_rate: float = Field(0.1, gt=0, description="Base learning rate; u-muP scales it for each parameter group.")
+    muon_learning_rate: float = Field(
+        0.2,
+        gt=0,
+        description="Base rate of Muon's matrices; learning_rate is then that of all other parameters.",
+    )
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
     decay_fraction: float = Field(
         0.3, ge=0, le=1, description="Share of the steps over which the rate falls to 0 at the end."
@@ -244,4 +254,9 @@ class TrainingSettings(Settings):
             raise ValueError("precision fp16 goes with strategy ddp; with fsdp use bf16")
         if self.distributed.strategy == "fsdp" and self.tune == "lora":
             raise ValueError("tune lora goes with strategy ddp; fsdp shards full weights")
+        if self.optimizer == "muon" and self.tune != "full":
+            raise ValueError(
+                f"optimizer muon trains the matrices of the transformer's layers, which tune {self.tune} freezes; "
+                "with it use optimizer adamw, or set tune to full"
+            )
         return self

@@ -22,6 +22,7 @@ from toto_pipeline.training.process import die_with_parent, lock_run
 from toto_pipeline.training.run_files import TrainingOrder, read_order
 
 if TYPE_CHECKING:
+    from toto_pipeline.settings.training import TrainingSettings
     from toto_pipeline.training.trainer import Trainer
 
 LOCK_PATIENCE_SECONDS = 60.0
@@ -100,6 +101,7 @@ def _train(run_folder: Path, order: TrainingOrder, log: EventWriter | NoLog, tol
     )
     resumed_from = trainer.resume()
     _log_start(log, run_folder, order, trainer, resumed_from)
+    _warn_of_random_weights(log, settings)
     ending = trainer.fit()
     best = trainer.best
     log.append(
@@ -143,6 +145,18 @@ def _log_start(
         steps_per_epoch=order.settings.steps_per_epoch,
         total_steps=trainer.total_steps,
         resumed_from=resumed_from,
+    )
+    log.flush()
+
+
+def _warn_of_random_weights(log: EventWriter | NoLog, settings: TrainingSettings) -> None:
+    if settings.tune == "full" or settings.model.weights is not None:
+        return
+    log.append(
+        "warning",
+        name="adapters_on_random_weights",
+        message=f"training.tune is {settings.tune} and training.model.weights is not set, so all that is frozen is "
+        "random: little can be learned. Set training.model.weights to a trained model, or training.tune to full.",
     )
     log.flush()
 

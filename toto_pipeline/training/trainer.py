@@ -98,7 +98,11 @@ class Trainer:
         self.synchronize = spread(self.forecaster, settings.distributed, self.world)
         if settings.compile:
             self.forecaster.compile()
-        self.optimizer = self.forecaster.optimizer(settings.learning_rate, settings.weight_decay)
+        self.optimizer = self.forecaster.optimizer(
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.muon_learning_rate if settings.optimizer == "muon" else None,
+        )
         self.scaler = loss_scaler(settings, device)
         self.callbacks = build_callbacks(settings)
         self.progress = Progress()

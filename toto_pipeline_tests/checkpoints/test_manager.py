@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -404,6 +405,67 @@ def test_a_manifest_from_the_future_says_to_upgrade_and_nothing_is_moved(
         ask(manager)
     assert _everything(manager.folder) == before
     assert reports == told
+
+
+def _unreadable(file: Path) -> None:
+    """Put in its place a file of 0 bytes whose reading the kernel answers with EIO: address 0 is never mapped."""
+    file.unlink()
+    file.symlink_to("/proc/self/mem")
+
+
+@pytest.mark.parametrize("ask", [CheckpointManager.latest, CheckpointManager.best, CheckpointManager.checkpoints])
+def test_a_manifest_that_cannot_be_read_is_no_damage(
+    manager: CheckpointManager, reports: Reports, ask: Callable[[CheckpointManager], Any]
+) -> None:
+    save_all(manager, make_state(10, loss=2.0), make_state(20, loss=1.0))
+    folder, told = manager.folder / "step_20", list(reports)
+    whole = (folder / "manifest.json").read_bytes()
+    _unreadable(folder / "manifest.json")
+    with pytest.raises(StorageError, match=r"step_20/manifest\.json: cannot be read \(Input/output error\)"):
+        ask(manager)
+    assert reports == told
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").write_bytes(whole)
+    assert_same(load_latest(manager), make_state(20, loss=1.0))
+
+
+@pytest.mark.parametrize("ask", [CheckpointManager.latest, CheckpointManager.best])
+def test_a_file_that_cannot_be_read_is_no_damage(
+    manager: CheckpointManager, reports: Reports, ask: Callable[[CheckpointManager], Any]
+) -> None:
+    save_all(manager, make_state(10, loss=2.0), make_state(20, loss=1.0))
+    folder, told = manager.folder / "step_20", list(reports)
+    (folder / "empty").touch()
+    manifest = replace(read_manifest(folder), files=describe_files(folder))
+    (folder / "manifest.json").write_bytes(manifest.to_json())
+    _unreadable(folder / "empty")
+    with pytest.raises(StorageError, match=r"step_20/empty: cannot be read \(Input/output error\)"):
+        ask(manager)
+    assert reports == told
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize("read", [read_manifest, verify])
+def test_too_many_open_files_are_no_damage(manager: CheckpointManager, read: Callable[[Path], Any]) -> None:
+    save_all(manager, make_state(10))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        read(manager.folder / "step_10")
+    except StorageError as error:
+        message = str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "step_10/manifest.json: cannot be read (Too many open files)" in message
+
+
+def test_what_is_saved_can_be_read_by_whom_the_umask_lets_in(manager: CheckpointManager) -> None:
+    before = os.umask(0o027)
+    try:
+        save_all(manager, make_state(10))
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (manager.folder / "step_10").iterdir()} == {0o640}
 
 
 def test_the_best_is_by_the_metric_of_the_settings(tmp_path: Path) -> None:

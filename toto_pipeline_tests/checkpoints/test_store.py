@@ -2,12 +2,15 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from toto_pipeline.checkpoints.store import (
     LocalFileSystem,
@@ -21,7 +24,7 @@ from toto_pipeline.errors import StorageError
 
 # The forked children only touch files.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-OPERATIONS = ("make_folder", "write", "sync", "rename", "exchange", "remove")
+OPERATIONS = ("make_folder", "write", "sync", "rename", "exchange", "remove", "share")
 
 
 class CountedFileSystem(LocalFileSystem):
@@ -256,6 +259,33 @@ def test_a_file_whose_writer_is_killed_at_any_operation_is_the_old_one_or_the_ne
     assert number == 4
     remove_temporaries(tmp_path)
     assert _names(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_what_a_library_wrote_for_its_user_alone_is_open_to_whom_the_umask_lets_in(
+    tmp_path: Path, umask: int, expected: int
+) -> None:
+    order: list[tuple[str, str]] = []
+
+    def note(_: int, operation: str, path: Path, *rest: object) -> None:
+        order.append((operation, path.name))
+
+    def fill(folder: Path) -> None:
+        (folder / "below").mkdir()
+        for place in (folder, folder / "below"):
+            save_file({"weight": torch.ones(2)}, place / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+        (folder / "run.sh").touch(0o700)
+
+    before = os.umask(umask)
+    try:
+        publish_folder(tmp_path / "x", fill, files=CountedFileSystem(note))
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "x").rglob("*") if file.is_file()}
+    assert modes == {"model.safetensors": expected, "config.json": expected, "run.sh": expected | 0o100}
+    for name in modes:
+        assert order.index(("share", name)) < order.index(("sync", name))  # so the disk has the mode too
 
 
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:

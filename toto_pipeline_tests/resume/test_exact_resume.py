@@ -77,6 +77,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "plateau": {"plateau": {"patience": 0, "threshold": 0.5}},
     "worker": {"loader_workers": 1},
     "head": {"tune": "head"},
+    "muon": {"optimizer": "muon"},
     "deterministic": {"deterministic": True},
     "random": {"callbacks": {"toto_pipeline_tests.resume.callbacks:DrawNumbers": {}}},
 }
@@ -99,7 +100,7 @@ def test_stopped_in_mid_epoch_and_gone_on_with(
     _assert_same(run_folder, quiet(**WAYS[way]))
 
 
-@pytest.mark.parametrize("way", ["plain", "every_steps", "plateau"])
+@pytest.mark.parametrize("way", ["plain", "every_steps", "plateau", "muon"])
 @pytest.mark.parametrize("call", [2, 9, 14])
 def test_killed_in_a_step_and_gone_on_with(
     nursery: Nursery, runs: Home, data: TrainingData, quiet: _Quiet, way: str, call: int
@@ -122,6 +123,22 @@ def test_told_to_stop_in_the_first_step_or_in_validation(
     assert stopped["step"] == (1 if "loss" in fault else 6)
     assert nursery.train(run_folder)["code"] == 0
     _assert_same(run_folder, quiet())
+
+
+@pytest.mark.parametrize("way", ["lora", "head", "plain"])
+def test_what_is_trained_on_random_weights_is_told_at_the_start(quiet: _Quiet, way: str) -> None:
+    warnings = [w for w in of_type(quiet(**WAYS[way]), "warning") if w["name"] == "adapters_on_random_weights"]
+    assert len(warnings) == (0 if way == "plain" else 1)
+    assert all("model.weights" in w["message"] and WAYS[way]["tune"] in w["message"] for w in warnings)
+
+
+def test_no_warning_of_random_weights_where_there_are_trained_ones(
+    nursery: Nursery, runs: Home, data: TrainingData, quiet: _Quiet
+) -> None:
+    trained = str(quiet() / "model")
+    run_folder = new_run(runs, "on-trained", data, tune="lora", model={"weights": trained})
+    assert nursery.train(run_folder)["code"] == 0, (run_folder / "trainer.log").read_text()
+    assert of_type(run_folder, "warning") == []
 
 
 def test_a_loss_scale_that_was_lowered_stays_lowered(nursery: Nursery, runs: Home, data: TrainingData) -> None:

@@ -23,6 +23,7 @@ from toto_pipeline_tests.resume.small_runs import history, new_run, of_type, ord
 pytestmark = pytest.mark.slow
 TWO: dict[str, Any] = {"distributed": {"processes": 2, "timeout_seconds": 60}}
 FSDP: dict[str, Any] = {"distributed": {"processes": 2, "strategy": "fsdp", "timeout_seconds": 60}}
+MUON: dict[str, Any] = {"optimizer": "muon"}
 
 
 class Runs:
@@ -80,6 +81,20 @@ def test_two_processes_train_as_one_does(runs: Runs, way: dict[str, Any]) -> Non
     assert steps == list(range(1, 19))
 
 
+@pytest.mark.parametrize("way", [TWO, FSDP], ids=["ddp", "fsdp"])
+def test_two_processes_train_with_muon_as_one_does(runs: Runs, way: dict[str, Any]) -> None:
+    _assert_close(runs.quiet(**way, **MUON), runs.quiet(**MUON))
+
+
+def test_a_sharded_run_with_muon_goes_on_in_one_process(runs: Runs) -> None:
+    run_folder = new_run(runs.home, "moved-muon", runs.data)
+    with Training(run_folder, order(runs.data, **FSDP, **MUON)) as training:
+        next(event for event in training.events() if event["type"] == "epoch")
+    assert of_type(run_folder, "run_ended")[-1]["outcome"] == "canceled"
+    runs.train(run_folder.name, **MUON)
+    _assert_close(run_folder, runs.quiet(**MUON))
+
+
 @pytest.mark.parametrize(
     ("way", "when", "saved"),
     [
@@ -135,6 +150,8 @@ def test_what_does_not_fit_together_is_said_when_the_settings_are_read() -> None
         ({"distributed": {"nodes": 2}}, "rendezvous"),
         ({"precision": "fp16", **FSDP}, "bf16"),
         ({"tune": "lora", **FSDP}, "lora"),
+        ({"tune": "lora", **MUON}, "set tune to full"),
+        ({"tune": "head", **MUON}, "use optimizer adamw"),
     ):
         with pytest.raises(ValueError, match=message):
             settings(**changes)
