@@ -102,19 +102,22 @@ def end_of_log(run_folder: Path) -> Cursor:
 
 def bytes_between(run_folder: Path, begin: Cursor, end: Cursor) -> int:
     """Bytes of text from one place to a later one."""
-    sizes = [_text_size(closed_file(run_folder, segment)) for segment in range(begin.segment, end.segment)]
+    sizes = [_text_size(run_folder, segment) for segment in range(begin.segment, end.segment)]
     return max(0, sum(sizes) - begin.offset + end.offset)
 
 
-def _text_size(file: Path | None) -> int:
+def _text_size(run_folder: Path, segment: int) -> int:
     """The size of a closed segment's text; a gzip file ends with it."""
-    if file is None:
-        return 0
-    with file.open("rb") as opened:
-        if file.suffix != ".gz":
-            return os.fstat(opened.fileno()).st_size
-        opened.seek(-4, os.SEEK_END)
-        return int.from_bytes(opened.read(4), "little")
+    while (file := closed_file(run_folder, segment)) is not None:
+        try:
+            with file.open("rb") as opened:
+                if file.suffix != ".gz":
+                    return os.fstat(opened.fileno()).st_size
+                opened.seek(-4, os.SEEK_END)
+                return int.from_bytes(opened.read(4), "little")
+        except FileNotFoundError:
+            continue  # compressed between the look and the opening
+    return 0
 
 
 def close_segment(run_folder: Path) -> None:
