@@ -1,4 +1,4 @@
-"""What `dagster dev` loads: the assets, the job, the schedule. Settings come from $TOTO_CONFIG or ./toto.yaml."""
+"""What `dagster dev` loads: assets, job, schedule, sensors. Settings come from $TOTO_CONFIG or ./toto.yaml."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from toto_pipeline.assets.promotion import promotion_assets
 from toto_pipeline.assets.training import training_assets
 from toto_pipeline.automation.jobs import retrain_job
 from toto_pipeline.automation.schedules import nightly_retrain
+from toto_pipeline.automation.sensors import run_end_sensors
 from toto_pipeline.config import RetrainSettings, default_settings_file, load_settings
 from toto_pipeline.resources import HomeResource
 
@@ -30,6 +31,7 @@ def build_definitions(settings: RetrainSettings) -> dg.Definitions:
         asset_checks=checks,
         jobs=[job],
         schedules=[nightly_retrain(job, settings)],
+        sensors=run_end_sensors(job),
         resources={"home": HomeResource()},
     )
 

@@ -19,10 +19,13 @@ def dashboard_assets() -> list[dg.AssetsDefinition]:
     )
     def run_dashboard(context: dg.AssetExecutionContext, home: HomeResource) -> dg.MaterializeResult[None]:
         from toto_pipeline.dashboards.html.report import write_report
+        from toto_pipeline.promotion.tracking import track
 
         model_run = upstream_fact(context, "trained_model", "run")
         with user_errors():
-            page = write_report(home.open().run(model_run))
+            opened = home.open()
+            page = write_report(opened.run(model_run))
+            track(opened, opened.run(model_run))
         content = page.read_bytes()
         return dg.MaterializeResult(
             data_version=dg.DataVersion(hashlib.sha256(content).hexdigest()),

@@ -41,6 +41,7 @@ def evaluation_assets(
     ) -> dg.MaterializeResult[None]:
         from toto_pipeline.dashboards.html.report import write_report as write_page
         from toto_pipeline.promotion.release import keep_refused
+        from toto_pipeline.promotion.tracking import track
         from toto_pipeline.promotion.verdict import evaluate
 
         data = upstream_fact(context, "training_data", "fingerprint")
@@ -58,6 +59,8 @@ def evaluation_assets(
             if not verdict.decision.promote:
                 keep_refused(opened, run_folder, policy.model_name, {"dagster_run": context.run.run_id})
             write_page(run_folder)
+            if not verdict.decision.promote:
+                track(opened, run_folder)  # nothing follows that would
         scores = [{"model": name, **numbers} for name, numbers in verdict.models.items()]
         headline = {
             f"{name}_{metric}": float(numbers[metric])

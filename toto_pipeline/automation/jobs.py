@@ -30,7 +30,7 @@ def run_config(settings: RetrainSettings) -> dict[str, Any]:
     sections = {
         "series_snapshot": values["data"],
         "training_data": values["preparation"],
-        "trained_model": {"preset": values["preset"], **values["training"]},
+        "trained_model": {"preset": values["preset"], **values["training"], "monitoring": values["monitoring"]},
         "evaluation_report": values["evaluation"] | {"policy": values["promotion"]},
         "promoted_checkpoint": {"model_name": values["promotion"]["model_name"]},
     }

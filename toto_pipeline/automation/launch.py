@@ -25,6 +25,7 @@ from dagster._core.execution.api import execute_run
 from toto_pipeline import errors
 from toto_pipeline.automation.instance import prepare_instance
 from toto_pipeline.automation.jobs import RETRAIN, run_config
+from toto_pipeline.automation.sensors import end_mlflow_run
 from toto_pipeline.config import RetrainSettings, build
 from toto_pipeline.errors import PipelineError
 from toto_pipeline.events.processes import is_alive, process_name
@@ -72,6 +73,7 @@ def launch(settings: RetrainSettings, run_id: str, home: Home) -> int:
         execute_run(job, run, instance)
         finished = instance.get_run_by_id(run_id)
     status = finished.status if finished else dg.DagsterRunStatus.FAILURE
+    _end_mlflow_run(home, run_id, status)
     return _report_outcome(status, reporter.failure, home.run(run_id))
 
 
@@ -89,6 +91,14 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         instance.report_run_failed(run, "The process that executed this run is gone.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return [run.run_id for run in dead]
+
+
+def _end_mlflow_run(home: Home, run_id: str, status: dg.DagsterRunStatus) -> None:
+    """No daemon need run beside the command line, so its sensors cannot be left to do this."""
+    try:
+        end_mlflow_run(home, run_id, status)
+    except PipelineError as error:  # the run itself has ended as it has; what MLflow shows is made up for later
+        print(error, file=sys.stderr)
 
 
 class _Reporter:

@@ -7,7 +7,7 @@
 The alias is the one truth; moving it is a single atomic write. Everything else happens before it, in an order in which
 a second attempt finds and completes what a killed one left behind:
 
-    MLflow run (params, metrics, tags) -> files -> run FINISHED -> version with its tags -> previous -> champion
+    the MLflow run (params, metrics, tags) -> files -> run FINISHED -> version with its tags -> previous -> champion
 
 Locally the files lie below `registry/artifacts` of the home and are found from there, so that a home can be moved. With
 a server they are uploaded, and downloaded to the home's cache when needed. A file lock lets one process of a machine
@@ -17,13 +17,12 @@ compare-and-set.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,24 @@ from toto_pipeline.checkpoints.manifest import FileRecord, describe_files, sha25
 from toto_pipeline.checkpoints.store import publish_folder
 from toto_pipeline.errors import ConfigError, RegistryError
 from toto_pipeline.events.schema import number, spell_out
-from toto_pipeline.home import Home, storage_errors
-from toto_pipeline.promotion.mlflow_connection import DATABASE_FILE, TRANSFER_SECONDS, Store
+from toto_pipeline.home import Home
+from toto_pipeline.monitoring.mlflow_connection import TRANSFER_SECONDS, Store
+from toto_pipeline.monitoring.mlflow_run import (
+    RUN_TAG,
+    artifact_folder,
+    log_params,
+    log_scores,
+    log_tags,
+    open_run,
+    quotable,
+)
 from toto_pipeline.settings.base import fingerprint
 
 CHAMPION, PREVIOUS = "champion", "previous"
 """Aliases of the version in production, and of the one before it."""
 
-_RUN, _FILES, _METRICS = "toto.run", "toto.files", "toto.metrics"
+_RUN, _FILES, _METRICS = RUN_TAG, "toto.files", "toto.metrics"
 _ARTIFACT = "model"
-_BATCH = 100  # most params and tags that MLflow takes at once
 _PLAIN_NAME = re.compile(r"[\w][\w .-]*")
 
 
@@ -79,7 +86,6 @@ class Registry:
             )
         self.name = model_name
         self.store = Store.of(home)
-        self._folder = home.registry.absolute()
         self._cache = home.cache.absolute() / "registry"
 
     def champion(self) -> ModelVersion | None:
@@ -88,7 +94,7 @@ class Registry:
         Raises:
             RegistryError: a file is missing or was changed since it was registered.
         """
-        if self._is_empty():
+        if self.store.is_empty():
             return None
         with self.store.talking():
             version = self._aliases().get(CHAMPION)
@@ -96,7 +102,7 @@ class Registry:
 
     def versions(self) -> list[ModelVersion]:
         """All versions, newest first; their files are neither brought nor verified."""
-        if self._is_empty():
+        if self.store.is_empty():
             return []
         with self.store.talking():
             aliases = self._aliases()
@@ -180,29 +186,11 @@ class Registry:
 
     @functools.cached_property
     def _client(self) -> Any:
-        if not self.store.local:
-            return self.store.client()
-        with self._locked("tables.lock"):
-            client = self.store.client()
-            client.search_registered_models(max_results=1)  # creates the tables, which two processes cannot do at once
-            return client
-
-    def _is_empty(self) -> bool:
-        """True where nothing can have been registered: saves a first look the seconds of creating tables."""
-        return self.store.local and not (self._folder / DATABASE_FILE).is_file()
+        return self.store.client()
 
     def _writing(self) -> AbstractContextManager[None]:
         """One writer a machine."""
-        return self._locked("lock")
-
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        with storage_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock = (self._folder / name).open("w")
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return self.store.locked("lock")
 
     def _create(
         self,
@@ -216,9 +204,11 @@ class Registry:
     ) -> ModelVersion:
         client = self._client
         self._create_registered_model()
-        mlflow_run = self._open_run(run)
+        mlflow_run = open_run(self.store, client, run)
         run_id = str(mlflow_run.info.run_id)
-        self._log(run_id, metrics=metrics, tags=tags, params=params)
+        log_params(client, run_id, params)
+        log_tags(client, run_id, tags)
+        log_scores(client, mlflow_run, metrics)
         self._store_files(folder, run_id)
         client.set_terminated(run_id, "FINISHED")
         recorded = {name: [record.bytes, record.sha256] for name, record in files.items()}
@@ -240,34 +230,6 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    def _open_run(self, run: str) -> Any:
-        """The MLflow run of our run: what a killed attempt began, or a new one."""
-        experiment_id = self._experiment()
-        begun = self._client.search_runs([experiment_id], f"tags.`{_RUN}` = '{_quotable(run)}'", max_results=1)
-        return begun[0] if begun else self._client.create_run(experiment_id, tags={_RUN: run}, run_name=run)
-
-    def _experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self.name)
-        if found is not None:
-            return str(found.experiment_id)
-        remote = self.store.uri.startswith(("http:", "https:"))
-        location = None if remote else (self._folder / "artifacts").as_uri()
-        return str(self._client.create_experiment(self.name, artifact_location=location))
-
-    def _log(
-        self, run_id: str, *, metrics: Mapping[str, float], tags: Mapping[str, str], params: Mapping[str, Any]
-    ) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        timestamp = self._client.get_run(run_id).info.start_time
-        finite = {name: float(value) for name, value in metrics.items() if value - value == 0}
-        entries = [Metric(name, value, timestamp, 0) for name, value in finite.items()]
-        settings = [Param(name, str(value)) for name, value in _flat(params).items()]
-        labels = [RunTag(name, value) for name, value in tags.items()]
-        for start in range(0, max(len(entries), len(settings), len(labels)), _BATCH):
-            part = slice(start, start + _BATCH)
-            self._client.log_batch(run_id, metrics=entries[part], params=settings[part], tags=labels[part])
-
     def _store_files(self, folder: Path, run_id: str) -> None:
         if self.store.local:
             publish_folder(self._local_path(run_id), lambda new: _copy_files(folder, new))
@@ -286,7 +248,7 @@ class Registry:
         publish_folder(target, fill)
 
     def _local_path(self, run_id: str) -> Path:
-        return self._folder / "artifacts" / run_id / "artifacts" / _ARTIFACT
+        return artifact_folder(self.store, run_id) / _ARTIFACT
 
     def _path(self, found: Any) -> Path:
         if self.store.local:
@@ -331,7 +293,7 @@ class Registry:
                 return
 
     def _of_run(self, run: str) -> Any | None:
-        return next(self._search(f"name = '{self.name}' and tags.`{_RUN}` = '{_quotable(run)}'"), None)
+        return next(self._search(f"name = '{self.name}' and tags.`{_RUN}` = '{quotable(run)}'"), None)
 
     def _as_version(self, found: Any, aliases: Mapping[str, str]) -> ModelVersion:
         own = (_RUN, _FILES, _METRICS)
@@ -407,17 +369,3 @@ def _difference(folder: Path, files: Mapping[str, FileRecord]) -> str | None:
 
 def _copy_files(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _quotable(run: str) -> str:
-    """The run id, fit for MLflow's query language, which has no escapes."""
-    if "'" in run or "`" in run:
-        raise RegistryError(f"{run!r} cannot name a run in the model registry. Expected: a name without quotes.")
-    return run

@@ -1,4 +1,4 @@
-"""A home whose registry has its tables already: creating them takes seconds, copying the file nothing."""
+"""A home whose registry has its tables already."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from toto_pipeline.home import Home
-from toto_pipeline.promotion.mlflow_connection import DATABASE_FILE, URI_VARIABLE, Store
+from toto_pipeline.monitoring.mlflow_connection import DATABASE_FILE, URI_VARIABLE
+from toto_pipeline_tests.fixtures.mlflow_store import make_empty_database
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(URI_VARIABLE, raising=False)
-        home = Home(tmp_path_factory.mktemp("initialised")).prepare()
-        Store.of(home).client().search_registered_models()
-    return home.registry / DATABASE_FILE
+    return make_empty_database(tmp_path_factory.mktemp("initialised"))
 
 
 @pytest.fixture

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +12,11 @@ import pytest
 
 from toto_pipeline.errors import ConfigError, RegistryError
 from toto_pipeline.home import Home
-from toto_pipeline.promotion.mlflow_connection import URI_VARIABLE
+from toto_pipeline.monitoring.mlflow_connection import URI_VARIABLE
 from toto_pipeline.promotion.registry import ModelVersion, Registry
+from toto_pipeline_tests.fixtures.mlflow_store import Server, free_port
 
 METRICS = {"MASE": 0.8, "SQL": 0.7, "champion_MASE": float("nan")}
-SERVER_START_SECONDS = 120
 
 
 def model(folder: Path, content: str = "weights") -> Path:
@@ -72,7 +67,7 @@ def test_the_mlflow_run_is_finished_and_holds_params_metrics_tags_and_files(regi
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "run-1"
     assert run.data.params == {"training.epochs": "3", "training.model.d_model": "8"}
-    assert run.data.metrics == {"MASE": 0.8, "SQL": 0.7}
+    assert run.data.metrics == {"evaluation/MASE": 0.8, "evaluation/SQL": 0.7}
     assert run.data.tags["code_version"] == "1.2"
     names = {Path(file.path).name for file in client.list_artifacts(found.run_id, "model")}
     assert names == {"config.json", "model.safetensors"}
@@ -103,8 +98,8 @@ def test_what_a_killed_registration_began_is_completed(
         register(registry, tmp_path, "run-1")
     register(registry, tmp_path, "run-1")
     client = mlflow.MlflowClient(registry.store.uri)
-    experiment = client.get_experiment_by_name("toto")
-    assert len(client.search_runs([experiment.experiment_id])) == 1
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    assert len(client.search_runs(experiments)) == 1
     assert [version.version for version in registry.versions()] == ["1"]
 
 
@@ -219,24 +214,12 @@ def test_a_password_is_not_shown(home: Home, monkeypatch: pytest.MonkeyPatch) ->
 def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_database, folder / "mlflow.db")
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(folder / "a"),
-    ]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
+    running = Server(folder)
     try:
-        wait_for(uri, process, folder / "log")
-        yield uri
+        running.start()
+        yield running.uri
     finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+        running.stop()
 
 
 def test_a_server_keeps_models_and_gives_them_to_another_home(
@@ -261,22 +244,3 @@ def test_a_server_keeps_models_and_gives_them_to_another_home(
     assert again is not None
     assert (again.path / "model.safetensors").read_text() == "weights of run-1"
     assert not list(here.registry.glob("*.db"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + SERVER_START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=2):  # noqa: S310
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"the MLflow server did not start:\n{log.read_text()}")
