@@ -4,8 +4,10 @@
     join                                take part, as a further machine, in a training
     runs, show, report, champion        what happened
     checkpoints                         what a run has saved, and whether it is whole
+    follow                              the tools that a run feeds, and how far behind they are
     forecast                            the champion's forecasts of your series
     dev                                 the Dagster UI
+    exporter                            the outcomes of all runs, for Prometheus
     doctor, settings                    what is installed, what can be set
 
 Exit codes: 0 done, 1 something is wrong, 2-9 a mistake that the message explains (errors.py), 10 the promotion gate
@@ -21,7 +23,7 @@ from typing import Annotated
 import typer
 
 from toto_pipeline import __version__
-from toto_pipeline.commands import checkpoints, environment, forecast, history, join, retrain
+from toto_pipeline.commands import checkpoints, environment, exporter, follow, forecast, history, join, retrain
 from toto_pipeline.commands.shared import examples
 from toto_pipeline.errors import PipelineError
 from toto_pipeline.home import HOME_VARIABLE, Home
@@ -72,6 +74,8 @@ history.register(app)
 checkpoints.register(app)
 forecast.register(app)
 environment.register(app)
+exporter.register(app)
+follow.register(app)
 
 
 def main() -> None:

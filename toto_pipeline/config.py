@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from toto_pipeline.errors import ConfigError
 from toto_pipeline.settings.base import Settings, suggestion
 from toto_pipeline.settings.data import DataSettings, PreparationSettings
+from toto_pipeline.settings.monitoring import MonitoringSettings
 from toto_pipeline.settings.promotion import EvaluationSettings, PromotionSettings, ScheduleSettings
 from toto_pipeline.settings.training import TrainingSettings
 
@@ -36,6 +37,7 @@ class RetrainSettings(Settings):
     data: DataSettings = Field(default_factory=DataSettings)
     preparation: PreparationSettings = Field(default_factory=PreparationSettings)
     training: TrainingSettings = Field(default_factory=TrainingSettings)
+    monitoring: MonitoringSettings = Field(default_factory=MonitoringSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     promotion: PromotionSettings = Field(default_factory=PromotionSettings)
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)

@@ -8,9 +8,12 @@ import dagster as dg
 import pydantic
 from pydantic_core import PydanticUndefined
 
-from toto_pipeline.config import PRESET_DESCRIPTIONS, PRESETS, training_settings
+from toto_pipeline.config import PRESET_DESCRIPTIONS, PRESETS, build, training_settings
 from toto_pipeline.settings.base import Settings
+from toto_pipeline.settings.monitoring import MonitoringSettings
 from toto_pipeline.settings.training import TrainingSettings
+
+MONITORING = "monitoring"
 
 
 def config_class(settings: type[Settings], defaults: Settings) -> type[dg.Config]:
@@ -29,13 +32,20 @@ def config_class(settings: type[Settings], defaults: Settings) -> type[dg.Config
     return pydantic.create_model(f"{settings.__name__}Config", __base__=dg.Config, __doc__=settings.__doc__, **fields)
 
 
-def training_config_class(preset: str, defaults: TrainingSettings) -> type[dg.Config]:
-    """Config of the training: a preset, and every setting left empty where the preset's value is meant."""
+def training_config_class(
+    preset: str, defaults: TrainingSettings, monitoring: MonitoringSettings | None = None
+) -> type[dg.Config]:
+    """Config of the training: a preset, and every setting left empty where the preset's value is meant.
+
+    Beside them stands the group `monitoring`, which no preset changes.
+    """
     choices = "; ".join(f"{name}: {text}" for name, text in PRESET_DESCRIPTIONS.items())
     fields: dict[str, Any] = {
         "preset": (str, pydantic.Field(default=preset, description=f"Named settings to start from. {choices}"))
     }
     fields |= _optional_fields(TrainingSettings, defaults, ())
+    group = config_class(MonitoringSettings, monitoring or MonitoringSettings())
+    fields[MONITORING] = (group, pydantic.Field(default_factory=group, description=MonitoringSettings.__doc__))
     return pydantic.create_model("TrainingConfig", __base__=dg.Config, __doc__="How the model is trained.", **fields)
 
 
@@ -46,7 +56,17 @@ def to_training(config: dg.Config) -> TrainingSettings:
         ConfigError: a setting is wrong, or the preset does not exist.
     """
     values = config.model_dump()
+    values.pop(MONITORING)
     return training_settings(values.pop("preset"), values)
+
+
+def to_monitoring(config: dg.Config) -> MonitoringSettings:
+    """The settings of the group `monitoring` that a launchpad config means.
+
+    Raises:
+        ConfigError: a setting is wrong, or a sink is not installed.
+    """
+    return build(MonitoringSettings, config.model_dump()[MONITORING], section=MONITORING)
 
 
 def preset_of(config: dg.Config) -> str:

@@ -12,7 +12,7 @@ from toto_pipeline.assets.common import (
     upstream_fact,
     user_errors,
 )
-from toto_pipeline.assets.launchpad import preset_of, to_training, training_config_class
+from toto_pipeline.assets.launchpad import preset_of, to_monitoring, to_training, training_config_class
 from toto_pipeline.config import RetrainSettings
 from toto_pipeline.events.log import finite_or_none, latest_attempt, read_events
 from toto_pipeline.events.schema import Event
@@ -22,7 +22,7 @@ EPOCH_ASSET = "training_epoch"
 
 
 def training_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition | dg.AssetSpec]:
-    config_cls = training_config_class(settings.preset, settings.training)
+    config_cls = training_config_class(settings.preset, settings.training, settings.monitoring)
 
     @dg.asset(
         group_name="training",
@@ -40,25 +40,37 @@ def training_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition | dg.
     ) -> dg.MaterializeResult[None]:
         from toto_pipeline.checkpoints.manifest import describe_files
         from toto_pipeline.errors import TrainingError
+        from toto_pipeline.monitoring.start import start_follower
         from toto_pipeline.training.launcher import Training
         from toto_pipeline.training.run_files import TrainingOrder, record_settings
 
         fingerprint = upstream_fact(context, "training_data", "fingerprint")
         with user_errors():
             opened = home.open()
-            training = to_training(config)
+            training, monitoring = to_training(config), to_monitoring(config)
             run_folder = opened.run(run_id_of(context))
-            record_settings(run_folder, preset=preset_of(config), training=training.model_dump(mode="json"))
-            order = TrainingOrder(training, f"{opened.training_data.name}/{fingerprint}", fingerprint)
+            record_settings(
+                run_folder,
+                preset=preset_of(config),
+                training=training.model_dump(mode="json"),
+                monitoring=monitoring.model_dump(mode="json"),
+            )
+            training_data = f"{opened.training_data.name}/{fingerprint}"
+            order = TrainingOrder(training, training_data, fingerprint, monitoring.system_seconds)
             recorded = _recorded_epochs(context)
             _record_epochs(context, list(read_events(run_folder)), recorded)
-            with Training(run_folder, order) as process:
-                for event in process.events():
-                    if event["type"] == "epoch":
-                        _record_epochs(context, [event], recorded)
-                    elif event["type"] in ("warning", "checkpoint_quarantined", "checkpoint_failed"):
-                        context.log.warning(str(event.get("message") or event.get("reason")))
-                ending = process.ending()
+            with start_follower(
+                run_folder, monitoring.sinks, drain_seconds=monitoring.drain_seconds
+            ) as follower:  # first, so that what the sinks import is ready when the training is
+                with Training(run_folder, order) as process:
+                    for event in process.events():
+                        if event["type"] == "epoch":
+                            _record_epochs(context, [event], recorded)
+                        elif event["type"] in ("warning", "checkpoint_quarantined", "checkpoint_failed"):
+                            context.log.warning(str(event.get("message") or event.get("reason")))
+                    ending = process.ending()
+                for problem in follower.settle(monitoring.drain_seconds):
+                    context.log.warning(problem)
             model = run_folder / "model"
             if ending["outcome"] == "canceled" or not model.is_dir():
                 raise TrainingError(f"{run_folder}: training ended without a model: {ending['reason']}")

@@ -12,12 +12,15 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from toto_pipeline.errors import PipelineError, TrainingError
+from toto_pipeline.errors import PipelineError
 from toto_pipeline.events.log import EventWriter, NoLog, read_events
+from toto_pipeline.events.narrator import Narrator
+from toto_pipeline.events.system_monitor import SystemMonitor
 from toto_pipeline.training.process import die_with_parent, lock_run
 from toto_pipeline.training.run_files import TrainingOrder, read_order
 
@@ -35,12 +38,13 @@ def main(arguments: list[str]) -> int:
     if int(os.environ.get("RANK", "0")) > 0:
         return _run(run_folder, NoLog(), told_to_stop)
     try:
+        narrator = Narrator()
         lock = lock_run(run_folder, LOCK_PATIENCE_SECONDS)
-    except TrainingError as error:
+    except PipelineError as error:
         print(error, file=sys.stderr)
         return 1
     attempt = 1 + sum(event["type"] == "run_started" for event in read_events(run_folder))
-    with EventWriter(run_folder, attempt=attempt) as log:
+    with EventWriter(run_folder, attempt=attempt, watch=narrator) as log:
         code = _run(run_folder, log, told_to_stop)
     os.close(lock)
     return code
@@ -102,7 +106,8 @@ def _train(run_folder: Path, order: TrainingOrder, log: EventWriter | NoLog, tol
     resumed_from = trainer.resume()
     _log_start(log, run_folder, order, trainer, resumed_from)
     _warn_of_random_weights(log, settings)
-    ending = trainer.fit()
+    with _machine_watched(log, run_folder, order, trainer):
+        ending = trainer.fit()
     best = trainer.best
     log.append(
         "run_ended",
@@ -113,6 +118,24 @@ def _train(run_folder: Path, order: TrainingOrder, log: EventWriter | NoLog, tol
         best=None if best is None else {**best.to_json(), "checkpoint": trainer.saved(best.step)},
     )
     world.leave()
+
+
+def _machine_watched(
+    log: EventWriter | NoLog, run_folder: Path, order: TrainingOrder, trainer: Trainer
+) -> AbstractContextManager[object]:
+    """Readings of the machine go into the log while the block runs; of several processes one takes them for all."""
+    if isinstance(log, NoLog):
+        return nullcontext()
+
+    def report(type: str, **fields: Any) -> None:
+        log.append(type, step=trainer.progress.step, epoch=trainer.progress.epoch, **fields)
+
+    return SystemMonitor(
+        report,
+        interval_seconds=order.system_seconds,
+        paths={"home": run_folder},
+        pid=os.getppid() if trainer.world.size > 1 else None,
+    )
 
 
 def _log_start(

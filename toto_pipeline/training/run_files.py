@@ -1,7 +1,8 @@
 """The files through which a run folder tells the training process what to do.
 
 config.json       the settings of the whole retraining, the run's id and when it was created
-training.json     what this training reads: its settings, the training data's folder and fingerprint
+training.json     what this training reads: its settings, the training data's folder and fingerprint; how often
+                  the machine is looked at
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from toto_pipeline.checkpoints.store import write_file
 from toto_pipeline.errors import TrainingError
+from toto_pipeline.events.system_monitor import INTERVAL_SECONDS
 from toto_pipeline.settings.training import TrainingSettings
 
 CONFIG_FILE = "config.json"
@@ -22,11 +24,12 @@ TRAINING_FILE = "training.json"
 
 @dataclass(frozen=True)
 class TrainingOrder:
-    """What to train, on what. Folders are relative to the home, so that a home can be moved."""
+    """What to train, on what, and how often the machine is looked at. Folders are relative to the home."""
 
     settings: TrainingSettings
     training_data: str
     data_fingerprint: str
+    system_seconds: float = INTERVAL_SECONDS
 
 
 def record_settings(run_folder: Path, **sections: Any) -> None:
@@ -43,6 +46,7 @@ def write_order(run_folder: Path, order: TrainingOrder) -> None:
         "settings": order.settings.model_dump(mode="json"),
         "training_data": order.training_data,
         "data_fingerprint": order.data_fingerprint,
+        "system_seconds": order.system_seconds,
     }
     write_file(run_folder / TRAINING_FILE, json.dumps(values, indent=2).encode())
 
@@ -57,6 +61,11 @@ def read_order(run_folder: Path) -> TrainingOrder:
     try:
         values = json.loads(file.read_bytes())
         settings = TrainingSettings.model_validate(values["settings"])
-        return TrainingOrder(settings, values["training_data"], values["data_fingerprint"])
+        return TrainingOrder(
+            settings,
+            values["training_data"],
+            values["data_fingerprint"],
+            values.get("system_seconds", INTERVAL_SECONDS),  # runs that began before it was asked for lack it
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{file}: does not tell what to train ({type(error).__name__}: {error})") from error

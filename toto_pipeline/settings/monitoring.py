@@ -1,0 +1,66 @@
+"""Which tools show the training while it runs, and how long the end of a run waits for them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from toto_pipeline.settings.base import Settings, suggestion
+
+SINK_GROUP = "toto_pipeline.sinks"
+"""The group of entry points by which a package offers sinks: name = "module:Class"."""
+RESERVED_NAMES = ("sinks", "status")
+"""Names of other files beside the cursors of the sinks."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class MonitoringSettings(Settings):
+    """Which tools are fed from the event log of a training, while it runs."""
+
+    sinks: dict[str, dict[str, Any]] = Field(
+        {"tensorboard": {}, "mlflow": {}, "prometheus": {}},
+        description="Tools by name, and the settings of each. Naming any replaces the default; {} for none.",
+    )
+    drain_seconds: float = Field(
+        30.0, gt=0, description="How long the tools may take to catch up when the training has ended."
+    )
+    system_seconds: float = Field(10.0, gt=0, description="How often the machine is looked at: CPU, memory, GPUs.")
+
+    @field_validator("sinks")
+    @classmethod
+    def _installed(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        problem = unknown_sinks(value)
+        if problem:
+            raise ValueError(problem)
+        return value
+
+
+def installed_sinks() -> dict[str, importlib.metadata.EntryPoint]:
+    """The sinks that installed packages offer, by name. Nothing of them is imported."""
+    return _installed_on(tuple(sys.path))
+
+
+def unknown_sinks(names: Iterable[str]) -> str | None:
+    """What is wrong with the names of sinks; None where all are installed and can be used."""
+    installed = installed_sinks()
+    for name in names:
+        if name not in installed:
+            return (
+                f"there is no sink {name!r}{suggestion(name, installed)}. Expected: one of "
+                f"{', '.join(sorted(installed)) or 'none, as none is installed'}. What to do: install the package that "
+                f"offers it as an entry point of the group {SINK_GROUP}; after a change of pyproject.toml, `make setup`"
+            )
+        if name in RESERVED_NAMES or not _NAME.fullmatch(name):
+            return f"{name!r} cannot be the name of a sink; expected letters, digits, _ and -, and none of {', '.join(RESERVED_NAMES)}"
+    return None
+
+
+@functools.lru_cache(maxsize=4)
+def _installed_on(_path: tuple[str, ...]) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=SINK_GROUP)}
