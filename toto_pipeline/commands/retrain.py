@@ -297,7 +297,8 @@ def _places(run: Run) -> list[str]:
         ("Model", run.folder / "model", str(run.folder / "model")),
         ("Checkpoints", run.folder / "checkpoints", str(run.folder / "checkpoints")),
         ("Logs", run.folder / "dagster.log", str(run.folder / "dagster.log")),
+        ("TensorBoard", run.folder / "tensorboard", f"tensorboard --logdir {shlex.quote(str(home / 'runs'))}"),
         ("MLflow", home / "registry" / "mlflow.db", f"mlflow ui --backend-store-uri {shlex.quote(mlflow)}"),
         ("Dagster", home, _dev_command(home)),
     ]
-    return [f"  {name:<12}{words}" for name, path, words in places if path.exists()]
+    return [f"  {name:<13}{words}" for name, path, words in places if path.exists()]

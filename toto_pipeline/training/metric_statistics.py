@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from toto_pipeline.events.statistics import slope
 from toto_pipeline.settings.training import Mode
 from toto_pipeline.training.actions import Action, Callback, EpochResult, Record, cost
 
@@ -61,15 +62,6 @@ class MetricStatistics(Callback):
         if coverage and name not in self.modes:
             return abs(value - int(coverage[1]) / 100)
         return cost(value, self.modes.get(name, "min"))
-
-
-def slope(points: Sequence[tuple[int, float]]) -> float | None:
-    """Change per epoch of the straight line through (epoch, value) by least squares; None for fewer than two epochs."""
-    middle = _mean([epoch for epoch, _ in points])
-    if middle is None:
-        return None
-    spread = sum((epoch - middle) ** 2 for epoch, _ in points)
-    return sum((epoch - middle) * value for epoch, value in points) / spread if spread else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

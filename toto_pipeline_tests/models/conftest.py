@@ -1,8 +1,10 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import dd_unit_scaling
 import pytest
 import torch
+import torch.distributed as dist
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -20,3 +22,10 @@ def one_process_without_accumulation() -> Iterator[None]:
     yield
     dd_unit_scaling.init_world_size_cache(1)
     dd_unit_scaling.set_grad_accumulation_steps(1)
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from toto_pipeline.models import toto2
+from toto_pipeline.models.optimizer import remember_scales, restore_scales, state_by_name
 from toto_pipeline.settings.training import LoraSettings, ModelSettings, TrainingSettings
 
 TINY = ModelSettings(patch_size=8, d_model=16, num_heads=2, num_layers=4, layer_group_size=4)
@@ -71,3 +73,31 @@ def equal_tensors(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 def copies(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def everything(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Copies of the weights and of the optimizer's state, by name."""
+    return copies((module.state_dict() | state_by_name(module, optimizer)).items())
+
+
+def learning_rates(module: nn.Module, optimizer: Optimizer, key: str = "lr") -> dict[str, float]:
+    names = {id(p): name for name, p in module.named_parameters()}
+    return {names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]}
+
+
+def backward(forecaster: toto2.Toto2Forecaster) -> None:
+    mean_loss(forecaster, *windows()).backward()
+
+
+def sharded_forecaster(seed: int = 0) -> toto2.Toto2Forecaster:
+    """A tiny model with FSDP2 over one rank, which needs the fixture `one_rank`."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    forecaster = tiny_forecaster(seed)
+    scales = remember_scales(forecaster.module)
+    mesh = init_device_mesh("cpu", (1,))
+    for part in [*forecaster.blocks(), forecaster.module]:
+        fully_shard(part, mesh=mesh)
+    restore_scales(forecaster.module, scales)
+    return forecaster

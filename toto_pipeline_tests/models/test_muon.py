@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +18,17 @@ from toto_pipeline.models.muon import Muon, hidden_matrices, orthogonalized
 from toto_pipeline.models.optimizer import (
     apply_unless,
     load_state_by_name,
-    remember_scales,
-    restore_scales,
     set_rates,
     state_by_name,
 )
 from toto_pipeline_tests.models.small_models import (
+    backward,
     copies,
     equal_tensors,
+    everything,
+    learning_rates,
     mean_loss,
+    sharded_forecaster,
     tiny_forecaster,
     tiny_lora,
     train,
@@ -143,19 +143,6 @@ def _optimizer(forecaster: toto2.Toto2Forecaster, weight_decay: float = 0.0) -> 
     return forecaster.optimizer(RATE, weight_decay, MUON_RATE)
 
 
-def _everything(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    return copies((module.state_dict() | state_by_name(module, optimizer)).items())
-
-
-def _rates(module: nn.Module, optimizer: Optimizer, key: str = "lr") -> dict[str, float]:
-    names = {id(p): name for name, p in module.named_parameters()}
-    return {names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]}
-
-
-def _backward(forecaster: toto2.Toto2Forecaster) -> None:
-    mean_loss(forecaster, *windows()).backward()
-
-
 def test_hidden_matrices_are_those_of_attention_and_feed_forward() -> None:
     names = set(hidden_matrices(tiny_forecaster().module))
     parts = ("attn.in_proj", "attn.out_proj", "ffn.fc1", "ffn.fc2")
@@ -172,13 +159,15 @@ def test_a_hidden_matrix_has_muons_rate_by_depth_alone_and_the_rest_that_of_adam
     module, optimizer = forecaster.module, _optimizer(forecaster, 1e-4)
     hidden = hidden_matrices(module)
     plain = tiny_forecaster()
-    rest = _rates(plain.module, plain.optimizer(RATE, 1e-4))
+    rest = learning_rates(plain.module, plain.optimizer(RATE, 1e-4))
     expected = {name: MUON_RATE / math.sqrt(4) if name in hidden else rate for name, rate in rest.items()}
     for key in ("lr", "initial_lr"):
-        assert _rates(module, optimizer, key) == pytest.approx(expected)
+        assert learning_rates(module, optimizer, key) == pytest.approx(expected)
     for factor in (0.5, 0.0, 1.0):
         set_rates(optimizer, factor)
-        assert _rates(module, optimizer) == pytest.approx({name: factor * rate for name, rate in expected.items()})
+        assert learning_rates(module, optimizer) == pytest.approx(
+            {name: factor * rate for name, rate in expected.items()}
+        )
     assert len(optimizer.param_groups) < 9
 
 
@@ -207,32 +196,32 @@ def test_a_skipped_step_changes_nothing(steps_before: int) -> None:
     forecaster = tiny_forecaster()
     optimizer = _optimizer(forecaster, 1e-4)
     train(forecaster, optimizer, steps_before, windows())
-    before = _everything(forecaster.module, optimizer)
-    _backward(forecaster)
+    before = everything(forecaster.module, optimizer)
+    backward(forecaster)
     for parameter in forecaster.module.parameters():
         parameter.grad[...] = float("nan")
     apply_unless(optimizer, torch.tensor(True))
-    assert equal_tensors(_everything(forecaster.module, optimizer), before)
+    assert equal_tensors(everything(forecaster.module, optimizer), before)
 
 
 def test_a_step_that_is_not_skipped_is_a_plain_step_also_after_a_skipped_one() -> None:
     skipping, plain = tiny_forecaster(), tiny_forecaster()
     optimizers = [_optimizer(f, 1e-4) for f in (skipping, plain)]
     for skip in (False, True, False, True):
-        _backward(skipping)
+        backward(skipping)
         apply_unless(optimizers[0], torch.tensor(skip))
         optimizers[0].zero_grad()
     train(plain, optimizers[1], 2, windows())
-    assert equal_tensors(_everything(skipping.module, optimizers[0]), _everything(plain.module, optimizers[1]))
+    assert equal_tensors(everything(skipping.module, optimizers[0]), everything(plain.module, optimizers[1]))
     train(skipping, optimizers[0], 1, windows())  # nothing of the skipped step is left behind
     train(plain, optimizers[1], 1, windows())
-    assert equal_tensors(_everything(skipping.module, optimizers[0]), _everything(plain.module, optimizers[1]))
+    assert equal_tensors(everything(skipping.module, optimizers[0]), everything(plain.module, optimizers[1]))
 
 
 def test_the_flag_is_not_read_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     forecaster = tiny_forecaster()
     optimizer = _optimizer(forecaster)
-    _backward(forecaster)
+    backward(forecaster)
 
     def read(self: Tensor) -> Any:
         raise AssertionError("the device is waited for")
@@ -249,7 +238,7 @@ def test_a_loss_scale_is_taken_off_all_gradients() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     scaler.scale(mean_loss(forecaster, *windows())).backward()
     scaler.unscale_(optimizer)
-    _backward(plain)
+    backward(plain)
     for name, parameter in forecaster.module.named_parameters():
         torch.testing.assert_close(parameter.grad, plain.module.get_parameter(name).grad, msg=name)
 
@@ -259,11 +248,11 @@ def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:
     optimizer, other = _optimizer(forecaster, 1e-4), _optimizer(restored, 1e-4)
     train(forecaster, optimizer, 3, windows())
     train(restored, other, 1, windows())
-    kept = _everything(forecaster.module, optimizer)
+    kept = everything(forecaster.module, optimizer)
     restored.module.load_state_dict({name: kept[name] for name in restored.module.state_dict()})
     load_state_by_name(restored.module, other, {name: kept[name] for name in state_by_name(restored.module, other)})
     assert train(restored, other, 3, windows()) == train(forecaster, optimizer, 3, windows())
-    assert equal_tensors(_everything(restored.module, other), _everything(forecaster.module, optimizer))
+    assert equal_tensors(everything(restored.module, other), everything(forecaster.module, optimizer))
 
 
 def test_the_state_at_the_start_is_what_the_first_step_would_begin_with() -> None:
@@ -279,44 +268,24 @@ def test_the_state_at_the_start_is_what_the_first_step_would_begin_with() -> Non
     assert state_by_name(theirs.module, emptied) == {}
     train(ours, optimizer, 1, windows())
     train(theirs, emptied, 1, windows())
-    assert equal_tensors(_everything(ours.module, optimizer), _everything(theirs.module, emptied))
+    assert equal_tensors(everything(ours.module, optimizer), everything(theirs.module, emptied))
 
 
 def test_a_state_of_the_other_optimizer_is_refused_and_nothing_is_changed() -> None:
     muon, plain = tiny_forecaster(), tiny_forecaster()
     optimizers = _optimizer(muon), plain.optimizer(RATE, 0.0)
-    before = _everything(muon.module, optimizers[0])
+    before = everything(muon.module, optimizers[0])
     with pytest.raises(CheckpointError, match=r"holds exp_avg, exp_avg_sq, step of .* keeps momentum"):
         load_state_by_name(muon.module, optimizers[0], state_by_name(plain.module, optimizers[1]))
     with pytest.raises(CheckpointError, match="holds momentum of"):
         load_state_by_name(plain.module, optimizers[1], state_by_name(muon.module, optimizers[0]))
-    assert equal_tensors(_everything(muon.module, optimizers[0]), before)
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def _sharded(seed: int = 0) -> toto2.Toto2Forecaster:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    forecaster = tiny_forecaster(seed)
-    scales = remember_scales(forecaster.module)
-    mesh = init_device_mesh("cpu", (1,))
-    for part in [*forecaster.blocks(), forecaster.module]:
-        fully_shard(part, mesh=mesh)
-    restore_scales(forecaster.module, scales)
-    return forecaster
+    assert equal_tensors(everything(muon.module, optimizers[0]), before)
 
 
 def test_sharded_matrices_step_as_whole_ones_do(one_rank: None) -> None:
-    whole, sharded = tiny_forecaster(), _sharded()
+    whole, sharded = tiny_forecaster(), sharded_forecaster()
     optimizers = _optimizer(whole, 1e-4), _optimizer(sharded, 1e-4)
-    assert _rates(sharded.module, optimizers[1]) == _rates(whole.module, optimizers[0])
+    assert learning_rates(sharded.module, optimizers[1]) == learning_rates(whole.module, optimizers[0])
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         for name, parameter in whole.module.named_parameters():
@@ -325,8 +294,8 @@ def test_sharded_matrices_step_as_whole_ones_do(one_rank: None) -> None:
             own.grad = dist.tensor.distribute_tensor(parameter.grad, own.device_mesh, own.placements)
         for optimizer in optimizers:
             apply_unless(optimizer, torch.tensor(False))
-    expected = _everything(whole.module, optimizers[0])
-    found = _everything(sharded.module, optimizers[1])
+    expected = everything(whole.module, optimizers[0])
+    found = everything(sharded.module, optimizers[1])
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         mine = found[name]
@@ -334,20 +303,20 @@ def test_sharded_matrices_step_as_whole_ones_do(one_rank: None) -> None:
 
 
 def test_a_sharded_optimizer_skips_and_is_restored(one_rank: None) -> None:
-    forecaster, restored = _sharded(), _sharded(seed=1)
+    forecaster, restored = sharded_forecaster(), sharded_forecaster(seed=1)
     optimizer, other = _optimizer(forecaster), _optimizer(restored)
     train(forecaster, optimizer, 2, windows())
-    before = _everything(forecaster.module, optimizer)
-    _backward(forecaster)
+    before = everything(forecaster.module, optimizer)
+    backward(forecaster)
     apply_unless(optimizer, torch.tensor(True))
     optimizer.zero_grad()
-    assert equal_tensors(_everything(forecaster.module, optimizer), before)
+    assert equal_tensors(everything(forecaster.module, optimizer), before)
 
     restored.module.load_state_dict(forecaster.module.state_dict())
     load_state_by_name(restored.module, other, state_by_name(forecaster.module, optimizer))
     for trained, its_optimizer in ((forecaster, optimizer), (restored, other)):
-        _backward(trained)
+        backward(trained)
         apply_unless(its_optimizer, torch.tensor(False))
-    after = _everything(forecaster.module, optimizer)
-    assert equal_tensors(_everything(restored.module, other), after)
+    after = everything(forecaster.module, optimizer)
+    assert equal_tensors(everything(restored.module, other), after)
     assert not equal_tensors(after, before)

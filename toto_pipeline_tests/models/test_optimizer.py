@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dd_unit_scaling
@@ -17,15 +15,16 @@ from toto_pipeline.models.optimizer import (
     apply_unless,
     from_indexes,
     load_state_by_name,
-    remember_scales,
-    restore_scales,
     set_rates,
     state_by_name,
 )
 from toto_pipeline_tests.models.small_models import (
+    backward,
     copies,
     equal_tensors,
-    mean_loss,
+    everything,
+    learning_rates,
+    sharded_forecaster,
     tiny_forecaster,
     tiny_lora,
     train,
@@ -34,27 +33,14 @@ from toto_pipeline_tests.models.small_models import (
 )
 
 
-def _rates(module: nn.Module, optimizer: Optimizer, key: str = "lr") -> dict[str, float]:
-    names = {id(p): name for name, p in module.named_parameters()}
-    return {names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]}
-
-
-def _everything(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    return copies((module.state_dict() | state_by_name(module, optimizer)).items())
-
-
-def _backward(forecaster: toto2.Toto2Forecaster) -> None:
-    mean_loss(forecaster, *windows()).backward()
-
-
 def test_groups_are_few_and_every_parameter_has_its_own_rate() -> None:
     forecaster = tiny_forecaster()
     optimizer = forecaster.optimizer(0.1, 1e-4)
     upstream = dd_unit_scaling.AdamW(forecaster.module.parameters(), lr=0.1, weight_decay=1e-4)
     assert len(optimizer.param_groups) < 8 < len(upstream.param_groups)
     for key in ("lr", "weight_decay"):
-        assert _rates(forecaster.module, optimizer, key) == _rates(forecaster.module, upstream, key)
-    assert len(set(_rates(forecaster.module, optimizer).values())) > 3
+        assert learning_rates(forecaster.module, optimizer, key) == learning_rates(forecaster.module, upstream, key)
+    assert len(set(learning_rates(forecaster.module, optimizer).values())) > 3
 
 
 def test_steps_are_those_of_upstreams_optimizer() -> None:
@@ -84,11 +70,11 @@ def _assert_close(ours: toto2.Toto2Forecaster, theirs: toto2.Toto2Forecaster) ->
 def test_rates_are_multiples_of_the_ones_at_the_start() -> None:
     forecaster = tiny_forecaster()
     optimizer = forecaster.optimizer(0.1, 0.0)
-    start = _rates(forecaster.module, optimizer)
-    assert _rates(forecaster.module, optimizer, "initial_lr") == start
+    start = learning_rates(forecaster.module, optimizer)
+    assert learning_rates(forecaster.module, optimizer, "initial_lr") == start
     for factor in (0.5, 0.0, 1.0):
         set_rates(optimizer, factor)
-        assert _rates(forecaster.module, optimizer) == {name: factor * rate for name, rate in start.items()}
+        assert learning_rates(forecaster.module, optimizer) == {name: factor * rate for name, rate in start.items()}
 
 
 def test_weight_decay_takes_its_share_off_the_weights_whatever_their_rate() -> None:
@@ -113,12 +99,12 @@ def test_a_skipped_step_changes_nothing(fused: bool, steps_before: int) -> None:
     forecaster = tiny_forecaster()
     optimizer = forecaster.optimizer(0.1, 1e-4) if fused else _plain_adamw(forecaster)
     train(forecaster, optimizer, steps_before, windows())
-    before = _everything(forecaster.module, optimizer)
-    _backward(forecaster)
+    before = everything(forecaster.module, optimizer)
+    backward(forecaster)
     for parameter in forecaster.module.parameters():
         parameter.grad[...] = float("nan")
     apply_unless(optimizer, torch.tensor(True))
-    assert equal_tensors(_everything(forecaster.module, optimizer), before)
+    assert equal_tensors(everything(forecaster.module, optimizer), before)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -126,21 +112,21 @@ def test_a_step_that_is_not_skipped_is_a_plain_step_also_after_a_skipped_one(fus
     skipping, plain = tiny_forecaster(), tiny_forecaster()
     optimizers = [f.optimizer(0.1, 1e-4) if fused else _plain_adamw(f) for f in (skipping, plain)]
     for skip in (False, True, False, True):
-        _backward(skipping)
+        backward(skipping)
         apply_unless(optimizers[0], torch.tensor(skip))
         optimizers[0].zero_grad()
     train(plain, optimizers[1], 2, windows())
-    assert equal_tensors(_everything(skipping.module, optimizers[0]), _everything(plain.module, optimizers[1]))
-    _backward(skipping)
+    assert equal_tensors(everything(skipping.module, optimizers[0]), everything(plain.module, optimizers[1]))
+    backward(skipping)
     optimizers[0].step()  # nothing of the skipped step is left behind
     train(plain, optimizers[1], 1, windows())
-    assert equal_tensors(_everything(skipping.module, optimizers[0]), _everything(plain.module, optimizers[1]))
+    assert equal_tensors(everything(skipping.module, optimizers[0]), everything(plain.module, optimizers[1]))
 
 
 def test_a_fused_optimizer_does_not_read_the_flag_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     forecaster = tiny_forecaster()
     optimizer = forecaster.optimizer(0.1, 0.0)
-    _backward(forecaster)
+    backward(forecaster)
 
     def read(self: Tensor) -> Any:
         raise AssertionError("the device is waited for")
@@ -156,7 +142,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(build: Any) -> None:
     forecaster = build()
     optimizer = forecaster.optimizer(0.1, 1e-4)
     train(forecaster, optimizer, 3, windows())
-    kept = _everything(forecaster.module, optimizer)
+    kept = everything(forecaster.module, optimizer)
 
     restored = build(seed=1)
     other = restored.optimizer(0.1, 1e-4)
@@ -164,17 +150,17 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(build: Any) -> None:
     restored.module.load_state_dict({name: kept[name] for name in restored.module.state_dict()})
     load_state_by_name(restored.module, other, {name: kept[name] for name in state_by_name(restored.module, other)})
     assert train(restored, other, 3, windows()) == train(forecaster, optimizer, 3, windows())
-    assert equal_tensors(_everything(restored.module, other), _everything(forecaster.module, optimizer))
+    assert equal_tensors(everything(restored.module, other), everything(forecaster.module, optimizer))
 
 
 def test_loading_copies_so_that_the_source_stays() -> None:
     forecaster, other = tiny_forecaster(), tiny_forecaster()
     optimizer, loaded = forecaster.optimizer(0.1, 0.0), other.optimizer(0.1, 0.0)
     train(forecaster, optimizer, 2, windows())
-    before = _everything(forecaster.module, optimizer)
+    before = everything(forecaster.module, optimizer)
     load_state_by_name(other.module, loaded, state_by_name(forecaster.module, optimizer))
     train(other, loaded, 2, windows())
-    assert equal_tensors(_everything(forecaster.module, optimizer), before)
+    assert equal_tensors(everything(forecaster.module, optimizer), before)
 
 
 def test_the_names_are_those_of_the_trained_parameters() -> None:
@@ -192,18 +178,18 @@ def test_the_state_at_the_start_is_what_the_first_step_would_begin_with() -> Non
     assert state_by_name(theirs.module, emptied) == {}
     train(ours, optimizer, 1, windows())
     train(theirs, emptied, 1, windows())
-    assert equal_tensors(_everything(ours.module, optimizer), _everything(theirs.module, emptied))
+    assert equal_tensors(everything(ours.module, optimizer), everything(theirs.module, emptied))
 
 
 def test_a_state_of_other_parameters_is_refused_and_nothing_is_changed() -> None:
     full, head = tiny_forecaster(), tiny_forecaster(tune="head")
     optimizers = full.optimizer(0.1, 0.0), head.optimizer(0.1, 0.0)
-    before = _everything(head.module, optimizers[1])
+    before = everything(head.module, optimizers[1])
     with pytest.raises(CheckpointError, match="are not trained here, such as patch_proj"):
         load_state_by_name(head.module, optimizers[1], state_by_name(full.module, optimizers[0]))
     with pytest.raises(CheckpointError, match="it lacks, such as patch_proj"):
         load_state_by_name(full.module, optimizers[0], state_by_name(head.module, optimizers[1]))
-    assert equal_tensors(_everything(head.module, optimizers[1]), before)
+    assert equal_tensors(everything(head.module, optimizers[1]), before)
 
 
 def test_a_state_by_index_goes_on_by_name() -> None:
@@ -231,54 +217,34 @@ def test_an_index_without_a_parameter_is_refused(name: str) -> None:
         from_indexes(tiny_forecaster().module, {name: torch.zeros(())})
 
 
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def _sharded(seed: int = 0) -> toto2.Toto2Forecaster:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    forecaster = tiny_forecaster(seed)
-    scales = remember_scales(forecaster.module)
-    mesh = init_device_mesh("cpu", (1,))
-    for part in [*forecaster.blocks(), forecaster.module]:
-        fully_shard(part, mesh=mesh)
-    restore_scales(forecaster.module, scales)
-    return forecaster
-
-
 def test_sharded_parameters_keep_their_rates(one_rank: None) -> None:
-    whole, sharded = tiny_forecaster(), _sharded()
-    rates = [_rates(f.module, f.optimizer(0.1, 0.0)) for f in (whole, sharded)]
+    whole, sharded = tiny_forecaster(), sharded_forecaster()
+    rates = [learning_rates(f.module, f.optimizer(0.1, 0.0)) for f in (whole, sharded)]
     assert rates[0] == rates[1]
 
 
 def test_a_sharded_optimizer_skips_and_is_restored(one_rank: None) -> None:
-    forecaster, restored = _sharded(), _sharded(seed=1)
+    forecaster, restored = sharded_forecaster(), sharded_forecaster(seed=1)
     optimizer, other = forecaster.optimizer(0.1, 0.0), restored.optimizer(0.1, 0.0)
     train(forecaster, optimizer, 2, windows())
-    before = _everything(forecaster.module, optimizer)
-    _backward(forecaster)
+    before = everything(forecaster.module, optimizer)
+    backward(forecaster)
     apply_unless(optimizer, torch.tensor(True))
     optimizer.zero_grad()
-    assert equal_tensors(_everything(forecaster.module, optimizer), before)
+    assert equal_tensors(everything(forecaster.module, optimizer), before)
 
     restored.module.load_state_dict(forecaster.module.state_dict())
     load_state_by_name(restored.module, other, state_by_name(forecaster.module, optimizer))
     for trained, its_optimizer in ((forecaster, optimizer), (restored, other)):
-        _backward(trained)
+        backward(trained)
         apply_unless(its_optimizer, torch.tensor(False))
-    after = _everything(forecaster.module, optimizer)
-    assert equal_tensors(_everything(restored.module, other), after)
+    after = everything(forecaster.module, optimizer)
+    assert equal_tensors(everything(restored.module, other), after)
     assert not equal_tensors(after, before)
 
 
 def test_a_state_of_whole_tensors_is_sharded_where_the_parameters_are(one_rank: None) -> None:
-    whole, sharded = tiny_forecaster(), _sharded()
+    whole, sharded = tiny_forecaster(), sharded_forecaster()
     optimizer, its_optimizer = whole.optimizer(0.1, 0.0), sharded.optimizer(0.1, 0.0)
     train(whole, optimizer, 2, windows())
     sharded.module.load_state_dict(_sharded_like(whole.module.state_dict(), sharded.module))
