@@ -25,6 +25,7 @@ from typing import Any
 
 import orjson
 
+from toto_pipeline.errors import ConfigError
 from toto_pipeline.events import figures
 from toto_pipeline.events.histograms import Snapshot
 from toto_pipeline.events.log import FLUSH_SECONDS, EventWriter, read_events
@@ -51,6 +52,10 @@ class TrainingLogger:
             "prometheus", or one of your own.
         system_seconds: how often the machine is looked at; None for never.
         console: tell epochs, warnings and the end on stderr.
+
+    Raises:
+        ConfigError: a sink is not installed.
+        StorageError: the folder cannot be written.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class TrainingLogger:
         self._planned = {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
         self._resumed_from = resumed_from
         self._sinks = dict(sinks) if isinstance(sinks, Mapping) else {name: {} for name in sinks}
+        _refuse_unknown(self._sinks)
         self._statistics = Statistics()
         self._narrator = Narrator() if console else None
         self._ending: tuple[Outcome, str] | None = None
@@ -83,7 +89,7 @@ class TrainingLogger:
         self._system = (
             None
             if system_seconds is None
-            else SystemMonitor(self._log.append, interval_seconds=system_seconds, paths={"home": self.run_folder})
+            else SystemMonitor(self._report, interval_seconds=system_seconds, paths={"home": self.run_folder})
         )
         self._step_ended = time.perf_counter()
 
@@ -184,6 +190,9 @@ class TrainingLogger:
         if self._narrator is not None:
             self._narrator(events)
 
+    def _report(self, type: str, **fields: Any) -> None:
+        self._log.append(type, step=self.steps, epoch=self.epochs, **fields)
+
     def _start(self) -> None:
         epochs, per_epoch = self._planned["epochs"], self._planned["steps_per_epoch"]
         self._log.append(
@@ -228,6 +237,16 @@ class TrainingLogger:
         outcome, reason = self._ending or ("completed", "the loop has ended")
         self._log.append("run_ended", step=self.steps, epoch=self.epochs, outcome=outcome, reason=reason, best=None)
         self._log.close()
+
+
+def _refuse_unknown(sinks: Mapping[str, Any]) -> None:
+    if not sinks:
+        return
+    from toto_pipeline.settings.monitoring import unknown_sinks
+
+    problem = unknown_sinks(sinks)
+    if problem:
+        raise ConfigError(f"sinks: {problem}.")
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,14 @@ from toto_pipeline_tests.conftest import write_series
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/training.md")
-SERVERS = {"make dev", "toto-pipeline dev"}
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/training.md", "docs/monitoring.md")
+SERVERS = {
+    "make dev": "PORT={port}",
+    "tensorboard --logdir .toto/runs": "--port {port}",
+    "mlflow ui --backend-store-uri sqlite:///.toto/registry/mlflow.db": "--port {port}",
+    "toto-pipeline exporter": "--port {port}",
+}
+"""What serves until it is stopped, and how it is told its port."""
 EXPECTED = {
     # No network here: what is tested is that it says so.
     "toto-pipeline retrain --preset toto2-4m --set training.model.weights=Datadog/Toto-2.0-4m "
@@ -105,7 +111,7 @@ def test_nothing_that_the_commands_wrote_is_seen_by_git(clone: Path) -> None:
 def _answers_and_stops(command: str, clone: Path) -> None:
     port = _free_port()
     with subprocess.Popen(
-        [*command.split(), f"PORT={port}"],
+        [*command.split(), *SERVERS[command].format(port=port).split()],
         cwd=clone,
         env=_environment(clone),
         stdout=subprocess.DEVNULL,
