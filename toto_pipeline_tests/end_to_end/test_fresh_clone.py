@@ -64,7 +64,7 @@ def _environment(clone: Path) -> dict[str, str]:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("TOTO_", "DAGSTER_", "MLFLOW_", "VIRTUAL_ENV", "PYTEST_", "MAKE", "MFLAGS"))
+        if not key.startswith(("TOTO_", "DAGSTER_", "MLFLOW_", "VIRTUAL_ENV", "PYTEST_", "MAKE", "MFLAGS", "ARGS"))
     }
     return {**kept, "PATH": f"{clone / '.venv/bin'}:{kept['PATH']}", "HF_HUB_OFFLINE": "1"}
 
