@@ -16,23 +16,30 @@ class Snapshot:
 
     Args:
         values: a tensor on any device, or whatever NumPy makes an array of.
+        most: of a larger tensor every n-th value is looked at, so that there are no more than these.
+
+    Attributes:
+        values: the copy, flat, on the device of the original.
+        stride: every how many-th value it holds.
     """
 
-    def __init__(self, values: Any) -> None:
+    def __init__(self, values: Any, most: int = MOST_VALUES) -> None:
         if hasattr(values, "detach"):
             flat = values.detach().reshape(-1)
-            self._values = flat[:: self._stride(flat.numel())].clone()
+            self.stride = self._stride(flat.numel(), most)
+            self.values = flat[:: self.stride].clone()
         else:
             flat = np.asarray(values).reshape(-1)
-            self._values = flat[:: self._stride(flat.size)].copy()
+            self.stride = self._stride(flat.size, most)
+            self.values = flat[:: self.stride].copy()
 
     @staticmethod
-    def _stride(size: int) -> int:
-        return -(-size // MOST_VALUES) or 1
+    def _stride(size: int, most: int) -> int:
+        return -(-size // most) or 1
 
     def resolve(self) -> dict[str, Any]:
         """The fields of a `histogram` event."""
-        values = self._values
+        values = self.values
         if hasattr(values, "detach"):
             values = values.float().cpu().numpy()
         return describe(values)

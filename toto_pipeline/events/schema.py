@@ -15,7 +15,8 @@ and the fields of its type:
                       or null), device, processes, parameters, trained_parameters, epochs, steps_per_epoch, total_steps,
                       resumed_from (step, or null)
     step              loss, learning_rate, gradient_norm, seconds, data_seconds (wait for the batch, part of seconds);
-                      a loss or gradient_norm that is not finite means that the step was skipped
+                      a loss or gradient_norm that is not finite means that the step was skipped; in some steps
+                      update_to_weight and update_to_weight/<block>, as `training.observation` says
     epoch             train_loss, validation_loss, metrics (name -> value), learning_rate, gradient_norm, seconds,
                       windows_per_second, skipped_steps, statistics (name -> moving mean, slope, best, ...),
                       checkpoint (path relative to the run folder, or null), is_best

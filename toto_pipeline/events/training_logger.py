@@ -133,6 +133,7 @@ class TrainingLogger:
             "epoch", step=self.steps, epoch=self.epochs, metrics=_numbers(dict(metrics or {})), **_numbers(values)
         )
         self._log.flush_soon()
+        self._step_ended = time.perf_counter()  # the validation before is no part of the next step
 
     def histogram(self, name: str, values: Any) -> None:
         """Record how the values of a tensor or array are spread. They are copied now and counted later.

@@ -17,6 +17,8 @@ SINK_GROUP = "toto_pipeline.sinks"
 """The group of entry points by which a package offers sinks: name = "module:Class"."""
 RESERVED_NAMES = ("sinks", "status")
 """Names of other files beside the cursors of the sinks."""
+OBSERVATIONS = 60
+"""Epochs of a run after which its weights, gradients and forecasts are looked at, at most."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -31,6 +33,12 @@ class MonitoringSettings(Settings):
         30.0, gt=0, description="How long the tools may take to catch up when the training has ended."
     )
     system_seconds: float = Field(10.0, gt=0, description="How often the machine is looked at: CPU, memory, GPUs.")
+    observations: int = Field(
+        OBSERVATIONS,
+        ge=0,
+        description="After at most so many epochs, spread over the run, histograms of weights and gradients and figures of the "
+        "validation forecasts are recorded. 0: none.",
+    )
 
     @field_validator("sinks")
     @classmethod

@@ -78,7 +78,7 @@ def _run(run_folder: Path, log: EventWriter | NoLog, told_to_stop: list[int]) ->
 def _train(run_folder: Path, order: TrainingOrder, log: EventWriter | NoLog, told_to_stop: list[int]) -> None:
     from toto_pipeline.data.training_data import TrainingData
     from toto_pipeline.home import Home
-    from toto_pipeline.models import toto2
+    from toto_pipeline.models import families
     from toto_pipeline.models.device import choose_device
     from toto_pipeline.models.weights import locate_weights
     from toto_pipeline.training.distributed import join_world, local_device
@@ -97,11 +97,12 @@ def _train(run_folder: Path, order: TrainingOrder, log: EventWriter | NoLog, tol
         run_folder,
         settings,
         data,
-        lambda: toto2.build_for_training(settings, weights),
+        lambda: families.build_for_training(settings, weights),
         log=log,
         device=device,
         world=world,
         canceled=lambda: bool(told_to_stop),
+        observations=order.observations,
     )
     resumed_from = trainer.resume()
     _log_start(log, run_folder, order, trainer, resumed_from)
@@ -169,6 +170,8 @@ def _log_start(
         total_steps=trainer.total_steps,
         resumed_from=resumed_from,
     )
+    if resumed_from is None:
+        trainer.observation.start()
     log.flush()
 
 

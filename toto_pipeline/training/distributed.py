@@ -183,7 +183,8 @@ def _shard(forecaster: TrainableForecaster) -> Synchronize:
     for block in forecaster.blocks():
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)  # a forecast must leave the parameters sharded
-    register_fsdp_forward_method(module, "forecast")
+    if hasattr(module, "forecast"):  # other families forecast by the module's forward
+        register_fsdp_forward_method(module, "forecast")
     restore_scales(module, scales)
     assert isinstance(module, FSDPModule)  # noqa: S101 - fully_shard makes it one
 

@@ -2,7 +2,7 @@
 
 config.json       the settings of the whole retraining, the run's id and when it was created
 training.json     what this training reads: its settings, the training data's folder and fingerprint; how often
-                  the machine is looked at
+                  the machine, and the weights and forecasts, are looked at
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from toto_pipeline.checkpoints.store import write_file
 from toto_pipeline.errors import TrainingError
 from toto_pipeline.events.system_monitor import INTERVAL_SECONDS
+from toto_pipeline.settings.monitoring import OBSERVATIONS
 from toto_pipeline.settings.training import TrainingSettings
 
 CONFIG_FILE = "config.json"
@@ -24,12 +25,16 @@ TRAINING_FILE = "training.json"
 
 @dataclass(frozen=True)
 class TrainingOrder:
-    """What to train, on what, and how often the machine is looked at. Folders are relative to the home."""
+    """What to train, on what, and how often the machine and the model are looked at.
+
+    Folders are relative to the home. `observations` are as the setting `monitoring.observations` says.
+    """
 
     settings: TrainingSettings
     training_data: str
     data_fingerprint: str
     system_seconds: float = INTERVAL_SECONDS
+    observations: int = OBSERVATIONS
 
 
 def record_settings(run_folder: Path, **sections: Any) -> None:
@@ -47,6 +52,7 @@ def write_order(run_folder: Path, order: TrainingOrder) -> None:
         "training_data": order.training_data,
         "data_fingerprint": order.data_fingerprint,
         "system_seconds": order.system_seconds,
+        "observations": order.observations,
     }
     write_file(run_folder / TRAINING_FILE, json.dumps(values, indent=2).encode())
 
@@ -66,6 +72,7 @@ def read_order(run_folder: Path) -> TrainingOrder:
             values["training_data"],
             values["data_fingerprint"],
             values.get("system_seconds", INTERVAL_SECONDS),  # runs that began before it was asked for lack it
+            values.get("observations", OBSERVATIONS),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{file}: does not tell what to train ({type(error).__name__}: {error})") from error

@@ -4,6 +4,7 @@
     for each epoch:
         for each batch:
             step        forward and backward of each micro-batch, clip, optimizer, learning rate
+                        (observed: the last step of some epochs, and their forecasts)
             callbacks   see the steps, in groups
             save        where a checkpoint is due
         validate
@@ -33,8 +34,10 @@ from toto_pipeline.data.training_data import TrainingData
 from toto_pipeline.errors import PipelineError, TrainingError
 from toto_pipeline.events.log import EventWriter, NoLog
 from toto_pipeline.events.schema import Outcome
+from toto_pipeline.models import families
 from toto_pipeline.models.forecaster import TrainableForecaster
 from toto_pipeline.models.optimizer import apply_unless, set_rates
+from toto_pipeline.settings.monitoring import OBSERVATIONS
 from toto_pipeline.settings.training import TrainingSettings
 from toto_pipeline.training.callbacks import (
     Action,
@@ -48,6 +51,7 @@ from toto_pipeline.training.callbacks import (
     build_callbacks,
 )
 from toto_pipeline.training.distributed import World, spread
+from toto_pipeline.training.observation import Observation
 from toto_pipeline.training.precision import loss_scaler
 from toto_pipeline.training.schedule import factor
 from toto_pipeline.training.state import REPORT_STEPS, Progress, Tally, capture, live_tensors, restore
@@ -67,7 +71,7 @@ class Trainer:
     """One training run, in one process or as one of several: the parts, and `fit` that moves them.
 
     `build` makes the forecaster that is trained, and at the end a second one that takes the best weights to be
-    published.
+    published. `observations` are as the setting `monitoring.observations` says.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Trainer:
         device: torch.device,
         world: World | None = None,
         canceled: Callable[[], bool] = lambda: False,
+        observations: int = OBSERVATIONS,
     ) -> None:
         self.run_folder = run_folder
         self.settings = settings
@@ -118,6 +123,15 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.places = validation_places(
             data, most=settings.validation_batches * settings.batch_size, seed=settings.seed
+        )
+        self.observation = Observation(
+            forecaster=self.forecaster,
+            settings=settings,
+            data=data,
+            places=self.places,
+            world=self.world,
+            log=log,
+            most=observations,
         )
 
     @property
@@ -191,7 +205,8 @@ class Trainer:
         norm = clip_gradients(forecaster.module, self.settings.gradient_clip)
         skip = ~(loss.isfinite() & norm.isfinite())
         set_rates(self.optimizer, self._factor(self.progress.step))
-        apply_unless(self.optimizer, skip)
+        with self.observation.of_update(self.progress):
+            apply_unless(self.optimizer, skip)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm, skip
@@ -242,6 +257,7 @@ class Trainer:
             gradient_norm=norm,
             seconds=seconds,
             data_seconds=data_seconds,
+            **self.observation.take_ratios(),
         )
         if progress.step % REPORT_STEPS == 0 or progress.step % self.settings.steps_per_epoch == 0:
             self._report_steps()
@@ -270,6 +286,7 @@ class Trainer:
             device=self.device,
             world=self.world,
             canceled=self.canceled,
+            watch=self.observation.watch(self.progress),
         )
 
     def _end_epoch(self, validation: Validation, seconds: float, steps: int) -> None:
@@ -288,6 +305,7 @@ class Trainer:
         progress.epoch += 1
         tally.start_epoch()
         statistics = self._apply(a for c in self.callbacks.values() for a in c.after_epoch(result) or ())
+        self.observation.end_epoch(progress)
         due = self._is_due_after_epoch(result)
         self.log.append(
             "epoch",
@@ -382,7 +400,7 @@ class Trainer:
             state = self.checkpoints.load(checkpoint, into={"model": forecaster.module.state_dict()})
             forecaster.module.load_state_dict(state.tensors["model"])
             if self.world.rank == 0:
-                publish_folder(self.run_folder / MODEL_FOLDER, forecaster.save)
+                publish_folder(self.run_folder / MODEL_FOLDER, lambda folder: families.save(forecaster, folder))
         self.world.barrier()
 
     def _ending(self) -> Ending:

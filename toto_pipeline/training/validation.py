@@ -22,6 +22,19 @@ class Validation:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Forecasts:
+    """Forecasts of a batch of validation windows, and what came instead. NaN marks a missing value."""
+
+    places: list[Place]
+    history_BVT: NDArray[np.float32]
+    actual_BVH: NDArray[np.float32]
+    forecast_BVHQ: NDArray[np.float32]
+
+
+Watch = Callable[[Forecasts], None]
+
+
 def validate(
     forecaster: TrainableForecaster,
     shape: WindowShape,
@@ -32,11 +45,13 @@ def validate(
     device: torch.device,
     world: World,
     canceled: Callable[[], bool],
+    watch: Watch | None = None,
 ) -> Validation | None:
     """The mean objective with the horizon hidden, and MASE, WQL and 80 % coverage of the forecasts.
 
     Each process takes every `world.size`-th batch, and the sums of all are put together, so the numbers do not depend
-    on how many there are. None where `canceled()` was true in between.
+    on how many there are. `watch` is shown this process's forecasts, each window once in all. None where `canceled()`
+    was true in between.
     """
     manifest = data.manifest
     length = shape.length(manifest.context_length, manifest.horizon)
@@ -55,10 +70,12 @@ def validate(
             loss, targets = forecaster.loss(windows, masks), forecaster.targets(windows, masks)
             whole = np.stack([data.window(p.series, p.end, manifest.context_length + manifest.horizon) for p in batch])
             history, actual = whole[..., : manifest.context_length], whole[..., manifest.context_length :]
-            forecast = forecaster.forecast(history, manifest.horizon)
+            forecasts = Forecasts(batch, history, actual, forecaster.forecast(history, manifest.horizon))
             if counted:
                 scores.add_loss(float(loss), float(targets))
-                scores.add_forecast(history, actual, forecast, manifest.season)
+                scores.add_forecasts(forecasts, manifest.season)
+                if watch is not None:
+                    watch(forecasts)
     forecaster.module.train()
     return scores.summary(world)
 
@@ -102,25 +119,14 @@ class _Scores:
         self._loss += loss
         self._targets += targets
 
-    def add_forecast(
-        self,
-        history_BVT: NDArray[np.float32],
-        actual_BVH: NDArray[np.float32],
-        forecast_BVHQ: NDArray[np.float32],
-        season: int,
-    ) -> None:
+    def add_forecasts(self, forecasts: Forecasts, season: int) -> None:
+        actual_BVH, forecast_BVHQ = forecasts.actual_BVH, forecasts.forecast_BVHQ
         observed = np.isfinite(actual_BVH)
-        lag = season if season < history_BVT.shape[-1] else 1
-        with np.errstate(invalid="ignore"):
-            seasonal = _mean(np.abs(history_BVT[..., lag:] - history_BVT[..., :-lag]))
-            error = _mean(np.abs(actual_BVH - forecast_BVHQ[..., len(QUANTILES) // 2]))
-        usable = np.isfinite(error) & (seasonal > 0)
-        self._scaled_error += float((error[usable] / seasonal[usable]).sum(dtype=np.float64))
+        scaled = scaled_errors(forecasts, season)
+        usable = np.isfinite(scaled)
+        self._scaled_error += float(scaled[usable].sum(dtype=np.float64))
         self._scaled_errors += int(usable.sum())
-        levels = np.asarray(QUANTILES, dtype=np.float32)
-        residual = actual_BVH[..., None] - forecast_BVHQ
-        pinball = 2 * np.maximum(levels * residual, (levels - 1) * residual).mean(axis=-1)
-        self._quantile_loss += float(pinball[observed].sum())
+        self._quantile_loss += float(quantile_losses(actual_BVH, forecast_BVHQ)[observed].sum())
         self._absolute_actual += float(np.abs(actual_BVH[observed]).sum())
         inside = (actual_BVH >= forecast_BVHQ[..., 0]) & (actual_BVH <= forecast_BVHQ[..., -1])
         self._covered += int(inside[observed].sum())
@@ -140,14 +146,35 @@ class _Scores:
         )
 
 
+def scaled_errors(forecasts: Forecasts, season: int) -> NDArray[np.float64]:
+    """(batch, variates): MASE of each median forecast; NaN where nothing came, or the history tells no scale."""
+    error = mean_observed(np.abs(forecasts.actual_BVH - forecasts.forecast_BVHQ[..., len(QUANTILES) // 2]))
+    return error / seasonal_errors(forecasts.history_BVT, season)
+
+
+def seasonal_errors(history_BVT: NDArray[np.float32], season: int) -> NDArray[np.float64]:
+    """(batch, variates): mean error of the seasonal naive forecast within each history; NaN where it is 0 or none."""
+    lag = season if season < history_BVT.shape[-1] else 1
+    error = mean_observed(np.abs(history_BVT[..., lag:] - history_BVT[..., :-lag]))
+    return np.where(error > 0, error, np.nan)
+
+
+def quantile_losses(actual_BVH: NDArray[np.float32], forecast_BVHQ: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(batch, variates, horizon): twice the pinball loss, as a mean over the levels; NaN where nothing came."""
+    levels = np.asarray(QUANTILES, dtype=np.float32)
+    residual = actual_BVH[..., None] - forecast_BVHQ
+    losses = 2 * np.maximum(levels * residual, (levels - 1) * residual).mean(axis=-1)
+    return losses.astype(np.float32, copy=False)
+
+
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
 
 
-def _mean(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def mean_observed(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Mean over the last axis of what is not missing; NaN where all is."""
     counted = np.isfinite(values)
     total = np.where(counted, values, 0).sum(axis=-1)
     count = counted.sum(axis=-1)
-    result: NDArray[np.float32] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    result: NDArray[np.float64] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return result

@@ -6,6 +6,7 @@ import math
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,20 @@ def test_an_early_stop_is_told(tmp_path: Path) -> None:
     with _logger(tmp_path) as log:
         log.stop("good enough")
     assert [(e["outcome"], e["reason"]) for e in _events(tmp_path, "run_ended")] == [("stopped", "good enough")]
+
+
+def test_a_validation_is_no_part_of_the_step_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with TrainingLogger(tmp_path, system_seconds=None, console=False) as log:
+        for passed in (1.0, 2.0):
+            now[0] += passed
+            log.step(loss=1.0)
+        now[0] += 50.0  # the validation
+        log.epoch(validation_loss=1.0)
+        now[0] += 3.0
+        log.step(loss=1.0)
+    assert [event["seconds"] for event in read_events(tmp_path) if event["type"] == "step"] == [1.0, 2.0, 3.0]
 
 
 def test_tensors_are_logged_as_they_are_now(tmp_path: Path) -> None:

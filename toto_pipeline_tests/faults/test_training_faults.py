@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from toto_pipeline.events.schema import number
 from toto_pipeline.home import Home
 from toto_pipeline.training.launcher import Training
 from toto_pipeline.training.process import LAUNCHER_VARIABLE, lock_run
-from toto_pipeline.training.run_files import read_order
+from toto_pipeline.training.run_files import read_order, write_order
 from toto_pipeline_tests.nursery import Nursery
 from toto_pipeline_tests.resume.small_runs import history, new_run, of_type, order, outcomes, weights
 
@@ -81,6 +82,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_reason_and_what_was_saved_stay
     nursery: Nursery, home: Home, training_data: TrainingData
 ) -> None:
     run_folder = new_run(home, "full", training_data)
+    write_order(run_folder, replace(order(training_data), observations=0))  # a log that is smaller than a checkpoint
     assert nursery.train(run_folder, fault="full disk", at=2)["code"] == 0
     (failed,) = of_type(run_folder, "checkpoint_failed")
     assert failed["step"] == 12 and "disk is full" in failed["reason"]

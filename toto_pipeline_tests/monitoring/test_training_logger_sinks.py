@@ -20,7 +20,8 @@ PATIENCE_SECONDS = 120
 
 def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    reading, writing = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    reading, writing = (next(b for b in blocks if name in b) for name in ("import read_run", "import TrainingLogger"))
     exec(writing, {})  # noqa: S102 - the guide's code is what is tested
     found: dict[str, Any] = {}
     exec(reading.replace(".toto/runs/<run>", "runs/mine"), found)  # noqa: S102
