@@ -15,7 +15,10 @@ the sum of numerators over the sum of denominators of each window and variate, a
 definitions of fev 0.10 (fev/metrics.py), to which a test holds them. Missing actuals count nowhere; a series whose
 scale is 0 or unknown (constant, or shorter than a season) counts in WQL and WAPE, not in MASE and SQL.
 
-Shapes: N series, V variates, H horizon, Q levels.
+Beside these, `measures` tells of each single step how far off, how sure and how honest a forecast was. They are added
+up by series and by step of the horizon, every observed step counting the same.
+
+Shapes: N series, V variates, H horizon, Q levels, K measures.
 """
 
 from __future__ import annotations
@@ -36,6 +39,18 @@ METRICS = ("MASE", "SQL", "WQL", "WAPE")
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+INTERVALS = {round(100 * (1 - 2 * level)): (level, round(1 - level, 6)) for level in QUANTILES if level < 0.5}
+"""The central intervals in percent, each with the levels of its ends."""
+MEASURES = (
+    "MASE",
+    "SQL",
+    "bias",
+    *(f"coverage_{percent}" for percent in INTERVALS),
+    *(f"interval_width_{percent}" for percent in INTERVALS),
+    *(f"below_{level}" for level in QUANTILES),
+)
+"""The names of what `measures` tells, in its order."""
 
 _LEVELS_Q = np.array(QUANTILES)
 _LOW, _MEDIAN, _HIGH = QUANTILES.index(0.1), QUANTILES.index(0.5), QUANTILES.index(0.9)
@@ -74,6 +89,31 @@ def score(actual_NVH: Floats, forecast_NVHQ: NDArray[np.float32], scale_NV: Floa
             "coverage_80": total(((low <= actual_NVH) & (actual_NVH <= high)).astype(np.float64)) / steps,
             "interval_width": total(high - low) / scale / steps,
         }
+
+
+def measures(actual_NVH: Floats, forecast_NVHQ: NDArray[np.float32], scale_NV: Floats) -> Floats:
+    """(K, N, V, H): every one of `MEASURES` of each step; NaN where undefined.
+
+    MASE is |median - actual| and SQL the mean quantile loss, both in scales. bias is median - actual in scales: above
+    0 the forecasts are too high. coverage_p is 1 where the actual value lies in the central interval of p percent,
+    interval_width_p the width of that interval in scales. below_q is 1 where the actual value is at most the quantile
+    q: of a calibrated model the share q.
+    """
+    forecast = forecast_NVHQ.astype(np.float64)
+    scale = np.where(scale_NV > 0, scale_NV, np.nan)[..., None]
+    observed = ~np.isnan(actual_NVH)
+    error = forecast[..., _MEDIAN] - actual_NVH
+    ends = [(forecast[..., QUANTILES.index(a)], forecast[..., QUANTILES.index(b)]) for a, b in INTERVALS.values()]
+    with np.errstate(invalid="ignore"):
+        told = [
+            np.abs(error) / scale,
+            mean_quantile_loss(actual_NVH, forecast) / scale,
+            error / scale,
+            *(((low <= actual_NVH) & (actual_NVH <= high)).astype(np.float64) for low, high in ends),
+            *((high - low) / scale for low, high in ends),
+            *((actual_NVH <= forecast[..., place]).astype(np.float64) for place in range(len(QUANTILES))),
+        ]
+    return np.where(observed, np.stack(told), np.nan)
 
 
 def mean_quantile_loss(actual_NVH: Floats, forecast_NVHQ: Floats) -> Floats:

@@ -1,9 +1,13 @@
 """What stays of an evaluation: `<run>/evaluation/`.
 
-    report.json       aggregates of every model, fingerprints of windows and data, seconds, the worst series by name
+    report.json       aggregates of every model, skill with intervals, calibration, errors by step of the horizon, the
+                      worst series by name, fingerprints of windows and data, seconds
     scores.parquet    one row for each model, series, variate and window
+    by_series.parquet one row for each model, series and variate: every measure
+    by_step.parquet   one row for each model and step of the horizon: every measure
     forecasts.json    the pictured series with every model's quantiles, for the HTML report
     forecast_<n>.png  the same, drawn
+    worst_<n>.png     the worst series, each in the window where it was worst
 
 The folder appears whole or not at all, and replaces that of an earlier attempt.
 """
@@ -21,9 +25,11 @@ from numpy.typing import NDArray
 
 from toto_pipeline.checkpoints.store import publish_folder
 from toto_pipeline.errors import EvaluationError
-from toto_pipeline.evaluation.backtest import BASELINE, CANDIDATE, CHAMPION, Evaluation
+from toto_pipeline.evaluation.backtest import BASELINE, CANDIDATE, CHAMPION, DRIFT, ZERO_SHOT, Evaluation
+from toto_pipeline.evaluation.bootstrap import Resampling
 from toto_pipeline.evaluation.metrics import METRICS, encode, group_mean
 from toto_pipeline.evaluation.pictures import Picture
+from toto_pipeline.evaluation.skill import gain_over, skills
 from toto_pipeline.events.schema import spell_out
 from toto_pipeline.models.forecaster import QUANTILES
 
@@ -32,10 +38,19 @@ if TYPE_CHECKING:
 
 FOLDER = "evaluation"
 REPORT_FILE, SCORES_FILE, FORECASTS_FILE = "report.json", "scores.parquet", "forecasts.json"
+SERIES_FILE, STEPS_FILE = "by_series.parquet", "by_step.parquet"
+STEP_MEASURES = ("MASE", "SQL", "bias", "coverage_80")
+"""What is drawn over the steps of the horizon."""
 SCHEMA = 1
 WORST_SERIES = 10
 
-TITLES = {CANDIDATE: "New model", BASELINE: "Seasonal naive", CHAMPION: "Champion"}
+TITLES = {
+    CANDIDATE: "New model",
+    BASELINE: "Seasonal naive",
+    CHAMPION: "Champion",
+    ZERO_SHOT: "Starting weights",
+    DRIFT: "Drift",
+}
 COLUMNS = {**{metric: metric for metric in METRICS}, "coverage_80": "80 % coverage", "interval_width": "Interval width"}
 _COLORS = {CANDIDATE: "#0072B2", BASELINE: "#D55E00", CHAMPION: "#009E73"}
 """Okabe and Ito's palette, told apart with any colour vision."""
@@ -43,12 +58,17 @@ _STYLES = {CANDIDATE: "-", BASELINE: "--", CHAMPION: "-."}
 
 
 def write_report(
-    evaluation: Evaluation, run_folder: Path, *, identities: Mapping[str, Mapping[str, Any]] | None = None
+    evaluation: Evaluation,
+    run_folder: Path,
+    *,
+    identities: Mapping[str, Mapping[str, Any]] | None = None,
+    how: Resampling | None = None,
 ) -> Path:
     """Write `<run_folder>/evaluation/` and return it.
 
     Args:
         identities: model key to facts that tell which model it was (registered version, folder, hash of the weights).
+        how: the bootstrap of the intervals; the gate's defaults if left out.
 
     Raises:
         StorageError: the disk is full or cannot be written; an earlier report is as it was.
@@ -57,11 +77,15 @@ def write_report(
     def fill(folder: Path) -> None:
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(evaluation.scores, folder / SCORES_FILE, compression="zstd")
+        tables = {SCORES_FILE: "scores", SERIES_FILE: "by_series", STEPS_FILE: "by_step"}
+        for name, table in tables.items():
+            pyarrow.parquet.write_table(getattr(evaluation, table), folder / name, compression="zstd")
         _write_json(folder / FORECASTS_FILE, forecasts(evaluation.pictures))
         for number, picture in enumerate(evaluation.pictures, start=1):
             draw(picture, folder / picture_name(number))
-        _write_json(folder / REPORT_FILE, report(evaluation, identities or {}))
+        for number, picture in enumerate(evaluation.worst_pictures, start=1):
+            draw(picture, folder / worst_name(number))
+        _write_json(folder / REPORT_FILE, report(evaluation, identities or {}, how or Resampling()))
 
     return publish_folder(run_folder / FOLDER, fill)
 
@@ -106,12 +130,17 @@ def load_scores(run_folder: Path) -> pa.Table:
         ) from error
 
 
-def report(evaluation: Evaluation, identities: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def report(evaluation: Evaluation, identities: Mapping[str, Mapping[str, Any]], how: Resampling) -> dict[str, Any]:
     """The content of report.json."""
+    has_baseline = BASELINE in evaluation.aggregates
     return {
         "schema": SCHEMA,
         "models": {key: dict(values) for key, values in evaluation.aggregates.items()},
         "identities": {key: {"name": name, **identities.get(key, {})} for key, name in evaluation.names.items()},
+        "quality": {key: dict(values) for key, values in evaluation.quality.items()},
+        "skill": skills(evaluation.scores, BASELINE, how) if has_baseline else {},
+        "fine_tuning": gain_over(evaluation.scores, CANDIDATE, ZERO_SHOT, how),
+        "by_step": by_step(evaluation.by_step),
         "seconds": dict(evaluation.seconds),
         "windows_fingerprint": evaluation.windows_fingerprint,
         "data_fingerprint": evaluation.data_fingerprint,
@@ -125,7 +154,20 @@ def report(evaluation: Evaluation, identities: Mapping[str, Mapping[str, Any]]) 
             {"file": picture_name(number), "id": picture.series, "variate": picture.variate, "mase": picture.mase}
             for number, picture in enumerate(evaluation.pictures, start=1)
         ],
+        "worst_pictures": [
+            {"file": worst_name(number), "id": picture.series, "variate": picture.variate, "mase": picture.mase}
+            for number, picture in enumerate(evaluation.worst_pictures, start=1)
+        ],
         "notes": list(evaluation.notes),
+    }
+
+
+def by_step(table: pa.Table) -> dict[str, dict[str, list[float]]]:
+    """Model key to measure to a list over the steps of the horizon, for pictures."""
+    models, model = encode(table, "model")
+    return {
+        name: {measure: table.column(measure).to_numpy()[model == code].tolist() for measure in STEP_MEASURES}
+        for code, name in enumerate(models)
     }
 
 
@@ -182,6 +224,10 @@ def markdown_table(models: Mapping[str, Mapping[str, Any]]) -> str:
 
 def picture_name(number: int) -> str:
     return f"forecast_{number}.png"
+
+
+def worst_name(number: int) -> str:
+    return f"worst_{number}.png"
 
 
 def draw(picture: Picture, file: Path) -> None:

@@ -79,6 +79,39 @@ class SeasonalNaive:
         )
 
 
+class Drift:
+    """A straight line from the first observed value through the last, with normal quantiles around it.
+
+    Hyndman and Athanasopoulos, Forecasting: Principles and Practice, 3rd edition, section 5.2 and table 5.2: the value
+    h steps ahead is y_T + h * slope with slope = (y_T - y_1) / (T - 1), its standard deviation is
+    sigma * sqrt(h * (1 + h / (T - 1))), and sigma is that of the one-step changes about the slope, one degree of
+    freedom being spent on it. Where values are missing, y_1 and y_T are the first and the last that were observed, h
+    counts from the last, and sigma is that of the changes between neighbours that were both observed.
+
+    A history with one value is forecast as that value without spread, one without any as 0.
+    """
+
+    @property
+    def name(self) -> str:
+        return "drift"
+
+    def forecast(self, history_BVT: NDArray[np.float32], horizon: int) -> NDArray[np.float32]:
+        """As `Forecaster.forecast`."""
+        history = np.asarray(history_BVT, dtype=np.float64)
+        last_BV, behind_BV = last_observed(history)
+        first_BV, before_BV = last_observed(history[..., ::-1])
+        span_BV = np.maximum(history.shape[-1] - 1 - behind_BV - before_BV, 1)
+        slope_BV = np.nan_to_num(last_BV - first_BV) / span_BV
+
+        steps_BVH = behind_BV[..., None] + np.arange(1, horizon + 1)
+        sigma_BV = _sample_deviation(np.diff(history, axis=-1) - slope_BV[..., None])
+        deviation_BVH = sigma_BV[..., None] * np.sqrt(steps_BVH * (1 + steps_BVH / span_BV[..., None]))
+        value_BVH = np.nan_to_num(last_BV)[..., None] + slope_BV[..., None] * steps_BVH
+        forecast = value_BVH[..., None] + deviation_BVH[..., None] * _Z_Q
+        clipped: NDArray[np.float32] = np.clip(forecast, -_LARGEST, _LARGEST).astype(np.float32)
+        return clipped
+
+
 def last_observed(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The last value along the last axis that is not NaN, and how many steps before the end it stands.
 
@@ -99,3 +132,11 @@ def root_mean_square(differences: NDArray[np.float64]) -> NDArray[np.float64]:
     count = observed.sum(axis=-1)
     total = np.square(np.where(observed, differences, 0.0)).sum(axis=-1)
     return np.where(count > 0, np.sqrt(total / np.maximum(count, 1)), np.nan)
+
+
+def _sample_deviation(residuals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Root of the sum of squares over one less than their number, along the last axis; 0 where there is but one."""
+    count = (~np.isnan(residuals)).sum(axis=-1)
+    total = np.square(np.nan_to_num(residuals)).sum(axis=-1)
+    deviation: NDArray[np.float64] = np.sqrt(total / np.maximum(count - 1, 1))
+    return np.where(count > 1, deviation, 0.0)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from toto_pipeline.evaluation.metrics import METRICS
+from toto_pipeline.evaluation.windows import open_task
 from toto_pipeline.models.forecaster import QUANTILES
 
 SEASON, HORIZON, WINDOWS, CONTEXT = 24, 12, 4, 48
@@ -44,8 +48,12 @@ def small_data(
     variates: tuple[str, ...] = ("target",),
     frequency: str = "h",
     windows: int = WINDOWS,
+    chunk: int = 1000,
 ) -> SmallData:
-    """Write `series` (name to (steps,) or (variates, steps)), each beginning `starts` steps after the first."""
+    """Write `series` (name to (steps,) or (variates, steps)), each beginning `starts` steps after the first.
+
+    `chunk` series are a row group of the file.
+    """
     grid = pd.date_range("2024-01-01", periods=steps, freq=frequency).as_unit("us")
     names = list(series)
     values = [np.atleast_2d(series[name]) for name in names]
@@ -57,7 +65,7 @@ def small_data(
         **{name: pa.array([v[i] for v in values], pa.list_(pa.float32())) for i, name in enumerate(variates)},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), folder / "evaluation.parquet")
+    pq.write_table(pa.table(columns), folder / "evaluation.parquet", row_group_size=chunk)
     return SmallData(
         manifest=SimpleNamespace(
             frequency=frequency,
@@ -70,6 +78,34 @@ def small_data(
         ),
         evaluation_file=folder / "evaluation.parquet",
     )
+
+
+def fev_summary(data: SmallData, forecaster: Any, cache: Path) -> dict[str, float]:
+    """What fev says of a forecaster that is asked for one series and window at a time, with all series in one task."""
+    columns = ["target"] if len(data.manifest.variates) == 1 else data.manifest.variates
+    length = max(data.manifest.context_length, getattr(forecaster, "history_length", 0))
+    predictions = []
+    with open_task(data, cache) as task:
+        for window in task.iter_windows(num_proc=0):
+            past, _ = window.get_input_data()
+            answers = []
+            for row in past:
+                history = np.full((1, len(columns), length), np.nan, dtype=np.float32)
+                values = np.stack([row[name] for name in columns])[:, -length:]
+                history[0, :, length - values.shape[1] :] = values
+                answers.append(forecaster.forecast(history, task.horizon)[0])
+            predictions.append(_fev_predictions(task.target_columns, columns, np.stack(answers)))
+        summary = task.evaluation_summary(predictions, model_name="any")
+    return {metric: float(summary[metric]) for metric in METRICS}
+
+
+def _fev_predictions(targets: Sequence[str], columns: Sequence[str], forecast_NVHQ: np.ndarray) -> Any:
+    tables = {}
+    for target in targets:
+        own = forecast_NVHQ[:, columns.index(target)].astype(np.float64)
+        levels = {str(level): list(own[..., place]) for place, level in enumerate(QUANTILES)}
+        tables[target] = datasets.Dataset.from_dict({"predictions": levels["0.5"], **levels})
+    return datasets.DatasetDict(tables)
 
 
 class Steady:

@@ -24,6 +24,7 @@ from toto_pipeline_tests.evaluation.small_data import (
     Broken,
     SmallData,
     Steady,
+    fev_summary,
     small_data,
     wave,
 )
@@ -36,22 +37,36 @@ def run(data: SmallData, cache: Path, **forecasters: object) -> Evaluation:
     return backtest(models, data, SETTINGS, cache=cache)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def ragged(tmp_path: Path) -> SmallData:
+@pytest.fixture(params=[1000, 2, 1], ids=lambda chunk: f"{chunk} a chunk")
+def ragged(tmp_path: Path, request: pytest.FixtureRequest) -> SmallData:
     """Four series: whole, with gaps, beginning late, ending early; and one that never changes."""
     gaps = wave(300, 2)
     gaps[[100, 260, 261, 290]] = np.nan
     series = {"b": wave(300, 1), "gaps": gaps, "late": wave(120, 3), "early": wave(270, 4), "flat": np.full(300, 7.0)}
-    return small_data(tmp_path / "data", series, starts={"late": 180})
+    return small_data(tmp_path / "data", dict(sorted(series.items())), starts={"late": 180}, chunk=request.param)
 
 
-def test_aggregates_of_the_table_are_those_of_fev(ragged: SmallData, tmp_path: Path) -> None:
+def test_scores_are_those_of_fev_however_the_series_are_spread_over_chunks(ragged: SmallData, tmp_path: Path) -> None:
     evaluation = run(ragged, tmp_path / "cache")
-    own = aggregate(evaluation.scores)
-    for model, values in evaluation.aggregates.items():
-        for metric in METRICS:
-            assert own[model][metric] == pytest.approx(values[metric], rel=1e-9), (model, metric)
+    for key, model in (("candidate", Steady()), ("seasonal_naive", SeasonalNaive(SEASON))):
+        expected = fev_summary(ragged, model, tmp_path / "cache")
+        assert {m: evaluation.aggregates[key][m] for m in METRICS} == pytest.approx(expected, rel=1e-9), key
+    assert aggregate(evaluation.scores) == evaluation.aggregates
     assert evaluation.aggregates["candidate"]["MASE"] > evaluation.aggregates["seasonal_naive"]["MASE"] > 0
+
+
+def test_chunks_change_nothing(tmp_path: Path) -> None:
+    series = {f"s{i}": wave(300, i) for i in range(5)}
+    one, many = (run(small_data(tmp_path / str(chunk), series, chunk=chunk), tmp_path / "cache") for chunk in (1000, 2))
+    keys = ["model", "series", "variate", "window"]
+    a, b = (each.scores.to_pandas().astype({"series": str}).sort_values(keys) for each in (one, many))
+    assert a.to_dict("list") == b.to_dict("list")
+    assert one.by_series.equals(many.by_series)
+    assert one.windows_fingerprint == many.windows_fingerprint
+    assert one.aggregates["candidate"] == pytest.approx(many.aggregates["candidate"], rel=1e-12)
+    for ours, theirs in zip(one.pictures, many.pictures, strict=True):
+        assert ours.series == theirs.series
+        np.testing.assert_array_equal(ours.forecasts_HQ["candidate"], theirs.forecasts_HQ["candidate"])
 
 
 def test_several_variates_keep_their_order_and_match_fev(tmp_path: Path) -> None:
@@ -62,9 +77,8 @@ def test_several_variates_keep_their_order_and_match_fev(tmp_path: Path) -> None
     first = model.batches[0]
     assert first.shape == (2, 2, CONTEXT)
     assert first[:, 1].mean() > 50 * first[:, 0].mean()
-    own = aggregate(evaluation.scores)
-    for name, values in evaluation.aggregates.items():
-        assert {m: own[name][m] for m in METRICS} == pytest.approx({m: values[m] for m in METRICS}, rel=1e-9)
+    expected = fev_summary(data, Steady(), tmp_path / "cache")
+    assert {m: evaluation.aggregates["candidate"][m] for m in METRICS} == pytest.approx(expected, rel=1e-9)
     rows = evaluation.scores.to_pandas()
     mean_actual = rows.groupby("variate", observed=True)["WAPE_denominator"].mean()
     assert mean_actual["close"] > 50 * mean_actual["volume"]
@@ -91,9 +105,10 @@ def test_history_ends_before_the_window_and_is_as_long_as_asked(tmp_path: Path) 
     model, longer = Steady(), Steady()
     longer.history_length = 60  # type: ignore[attr-defined]
     run(data, tmp_path / "cache", candidate=model, champion=longer)
-    assert [batch[0, 0, -1] for batch in model.batches] == [251.0, 263.0, 275.0, 287.0]
-    assert model.batches[0].shape == (1, 1, CONTEXT)
-    assert longer.batches[0].shape == (1, 1, 60)
+    seen = np.concatenate(model.batches[:2])
+    assert [row[0, -1] for row in seen] == [251.0, 263.0, 275.0, 287.0]
+    assert model.batches[0].shape == (2, 1, CONTEXT), "a batch spans windows"
+    assert longer.batches[0].shape == (2, 1, 60)
     assert longer.batches[0][0, 0, 0] == 192.0
 
 
@@ -142,7 +157,7 @@ def test_a_window_with_a_variate_missing_altogether_leaves_the_rest_defined(tmp_
 
 
 def test_forecasts_that_are_not_finite_are_refused_by_name(ragged: SmallData, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"'champion' \(steady_0.0\).*nan.*series 'early'.*step 3"):
+    with pytest.raises(EvaluationError, match=r"'champion' \(steady_0.0\).*nan.*series '(early|b|late)'.*step 3"):
         run(ragged, tmp_path / "cache", candidate=Steady(), champion=Broken())
 
 
@@ -196,13 +211,14 @@ def test_windows_that_no_series_reaches_are_refused(tmp_path: Path) -> None:
         run(data, tmp_path / "cache")
 
 
-def test_progress_counts_windows_of_each_model(tmp_path: Path) -> None:
-    data = small_data(tmp_path / "data", {"a": wave(300, 1)})
+def test_progress_counts_forecasts_of_each_model(tmp_path: Path) -> None:
+    series = {f"s{i}": wave(300, i) for i in range(3)}
+    data = small_data(tmp_path / "data", series, chunk=2)
     calls: list[tuple[str, int, int]] = []
     backtest(
         {"candidate": Steady()}, data, SETTINGS, cache=tmp_path / "cache", progress=lambda *call: calls.append(call)
     )
-    assert calls == [("candidate", done, WINDOWS) for done in range(1, WINDOWS + 1)]
+    assert calls == [("candidate", 2 * WINDOWS, 3 * WINDOWS), ("candidate", 3 * WINDOWS, 3 * WINDOWS)]
 
 
 def test_months_are_cut_at_month_ends(tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ def run_folder(evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory)
 def test_the_folder_holds_what_it_promises(run_folder: Path) -> None:
     names = sorted(file.name for file in (run_folder / "evaluation").iterdir())
     pictures = [f"forecast_{number}.png" for number in (1, 2, 3)]
-    assert names == [*pictures, "forecasts.json", "report.json", "scores.parquet"]
+    worst = [f"worst_{number}.png" for number in (1, 2, 3)]
+    tables = ["by_series.parquet", "by_step.parquet"]
+    assert names == [*tables, *pictures, "forecasts.json", "report.json", "scores.parquet", *worst]
 
 
 def test_the_report_reads_back(evaluation: Evaluation, run_folder: Path) -> None:
