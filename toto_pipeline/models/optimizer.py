@@ -1,4 +1,4 @@
-"""The optimizer of unit-scaled models: u-muP's learning rates, fused steps, and a state that is kept by name.
+"""The optimizers: u-muP's learning rates for unit-scaled models, fused steps, and a state that is kept by name.
 
 u-muP gives every parameter a learning rate of its own, a multiple of the base rate that follows from its shape and
 depth. So a schedule multiplies: each group keeps its rate as `initial_lr`, and what a step uses is that times a factor.
@@ -35,6 +35,27 @@ def adamw(
         trained, lr=learning_rate, betas=BETAS, weight_decay=weight_decay, fused=True
     )
     merge_groups(optimizer)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    _begin(optimizer)
+    return optimizer
+
+
+def plain_adamw(
+    module: nn.Module, learning_rate: float, weight_decay: float, *, betas: tuple[float, float], eps: float = 1e-8
+) -> Optimizer:
+    """AdamW over the trainable parameters of a module without unit scaling, all at one learning rate.
+
+    `weight_decay` means what it means in `adamw`; PyTorch multiplies its own by the rate.
+    """
+    optimizer = torch.optim.AdamW(
+        [each for each in module.parameters() if each.requires_grad],
+        lr=learning_rate,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay / learning_rate,
+        fused=True,
+    )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     _begin(optimizer)

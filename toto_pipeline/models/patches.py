@@ -23,7 +23,7 @@ class PatchedWindows:
 
     def patches(self, steps: int) -> int:
         """Patches that hold `steps` steps."""
-        return -(-steps // self.patch_size)
+        return patches_of(steps, self.patch_size)
 
     def length(self, context_length: int, horizon: int) -> int:
         return (self.patches(context_length) + self.patches(horizon)) * self.patch_size
@@ -42,8 +42,18 @@ class PatchedWindows:
         return np.repeat(_hide_tail(patches, min(self.patches(horizon), patches - 1)), self.patch_size)
 
 
+def patches_of(steps: int, patch_size: int) -> int:
+    """Patches that hold `steps` steps."""
+    return -(-steps // patch_size)
+
+
+def tail_mask(length: int, hidden: int) -> NDArray[np.bool_]:
+    """(length,) bool: all but the last `hidden`."""
+    return np.arange(length) < length - hidden
+
+
 def _hide_tail(patches: int, hidden: int) -> NDArray[np.bool_]:
-    return np.arange(patches) < patches - hidden
+    return tail_mask(patches, hidden)
 
 
 def _hide_spans(patches: int, random: np.random.Generator) -> NDArray[np.bool_]:

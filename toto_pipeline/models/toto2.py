@@ -27,19 +27,19 @@ from toto2 import Toto2Model, Toto2ModelConfig
 
 from toto_pipeline.errors import WeightsError
 from toto_pipeline.models import tuning
+from toto_pipeline.models.filling import forward_fill
 from toto_pipeline.models.forecaster import QUANTILES
 from toto_pipeline.models.lora import is_adapted, merged_state
 from toto_pipeline.models.muon import muon_beside_adamw
 from toto_pipeline.models.optimizer import adamw
 from toto_pipeline.models.patches import PatchedWindows
+from toto_pipeline.models.plain import AUTOCAST_DTYPES
 from toto_pipeline.settings.training import ModelSettings, TrainingSettings
 
 LEAST_OBSERVATIONS = 8
 """Steps a position must have seen before its loc and scale mean anything; also upstream's fallback for forecasts."""
 LARGEST_DEVIATION = 1e4
 """Forecasts are kept within so many scales of what the history held, as upstream's own predictor does."""
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""The number format of matrix products for each `precision`; None leaves them in float32."""
 
 
 class Toto2Forecaster:
@@ -87,11 +87,12 @@ class Toto2Forecaster:
     def forecast(self, history_BVT: NDArray[np.float32], horizon: int) -> NDArray[np.float32]:
         """As `Forecaster.forecast`, through upstream's own `Toto2Model.forecast`."""
         was_training = self.module.training
-        self.module.eval()
+        if was_training:  # walking through all modules costs a third of a small model's forecast
+            self.module.eval()
         history = torch.from_numpy(self._whole_patches(history_BVT)).to(self.device)
         observed = ~history.isnan()
         inputs = {
-            "target": _forward_fill(history, observed),
+            "target": forward_fill(history, observed),
             "target_mask": observed,
             "series_ids": _series_ids(history),
         }
@@ -102,7 +103,8 @@ class Toto2Forecaster:
                 scaler_fallback_min_obs=LEAST_OBSERVATIONS,
                 quantile_real_cap_k=LARGEST_DEVIATION,
             )
-        self.module.train(was_training)
+        if was_training:
+            self.module.train()
         forecast: NDArray[np.float32] = quantiles_QBVT.float().permute(1, 2, 3, 0).cpu().numpy()
         return forecast
 
@@ -297,10 +299,3 @@ def _first_lines(error: Exception, count: int = 3) -> str:
 def _series_ids(values_BVT: Tensor) -> Tensor:
     """All variates of a row belong together: (B, V) of zeros."""
     return torch.zeros(values_BVT.shape[:2], dtype=torch.long, device=values_BVT.device)
-
-
-def _forward_fill(values_BVT: Tensor, observed_BVT: Tensor) -> Tensor:
-    """Missing steps take the last observed value, 0 before the first; they stay masked."""
-    steps = torch.arange(values_BVT.shape[-1], device=values_BVT.device)
-    last = torch.where(observed_BVT, steps, 0).cummax(dim=-1).values
-    return values_BVT.nan_to_num(0.0).gather(-1, last)

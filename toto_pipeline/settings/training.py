@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from toto_pipeline.settings.base import Settings
+from toto_pipeline.settings.families import LARGEST_PLAIN_RATE, OWN_FAMILIES, traits, unheeded, unknown_family
 
 
 class ModelSettings(Settings):
     """The architecture, and the weights to start from."""
 
-    family: Literal["toto2"] = Field("toto2", description="Model family.")
+    family: str = Field(
+        "toto2",
+        description="Model family: toto2, toto1, chronos (Chronos-2), or one of another package. docs/model_families.md tells of each.",
+    )
     weights: str | None = Field(
         None,
         description="Start from these weights: a Hugging Face id (Datadog/Toto-2.0-4m) or a local folder. The architecture then "
@@ -24,12 +29,34 @@ class ModelSettings(Settings):
     num_layers: int = Field(4, ge=1, description="Transformer layers; a multiple of layer_group_size.")
     d_ff: int | None = Field(None, ge=8, description="Width of the feed-forward layers. Unset: 8/3 of d_model.")
     layer_group_size: int = Field(4, ge=1, description="Layers in a group; the last of each attends across variates.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of a family of another package; what they are is up to it."
+    )
+
+    @field_validator("family")
+    @classmethod
+    def _installed(cls, value: str) -> str:
+        problem = unknown_family(value)
+        if problem:
+            raise ValueError(problem)
+        return value
+
+    @model_validator(mode="after")
+    def _heeded(self) -> ModelSettings:
+        problem = unheeded(
+            self.family,
+            {name: getattr(self, name) for name in type(self).model_fields},
+            {name: field.default for name, field in type(self).model_fields.items()},
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> ModelSettings:
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model ({self.d_model}) must be divisible by num_heads ({self.num_heads})")
-        if self.num_layers % self.layer_group_size:
+        if "layer_group_size" in traits(self.family).sizes and self.num_layers % self.layer_group_size:
             raise ValueError(
                 f"num_layers ({self.num_layers}) must be a multiple of layer_group_size ({self.layer_group_size})"
             )
@@ -178,7 +205,12 @@ class TrainingSettings(Settings):
         description="adamw: for all weights. muon: Muon for the matrices of the transformer's layers, AdamW for the rest; "
         "a step costs more and learns more.",
     )
-    learning_rate: float = Field(0.1, gt=0, description="Base learning rate; u-muP scales it for each parameter group.")
+    learning_rate: float = Field(
+        0.1,
+        gt=0,
+        description="Base learning rate; u-muP scales it for each parameter group of toto2. The default of other families is "
+        "1e-3, and lower with model.weights.",
+    )
     muon_learning_rate: float = Field(
         0.2,
         gt=0,
@@ -242,6 +274,41 @@ class TrainingSettings(Settings):
             if not (separator and module and attribute.isidentifier()):
                 raise ValueError(f"{name!r} names no class; expected package.module:Class")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_family(cls, values: Any) -> Any:
+        """Each family has a default of its own."""
+        if not isinstance(values, Mapping) or "learning_rate" in values:
+            return values
+        model = values.get("model") or {}
+        family, weights = (
+            (model.family, model.weights)
+            if isinstance(model, ModelSettings)
+            else (model.get("family", "toto2"), model.get("weights"))
+            if isinstance(model, Mapping)
+            else ("toto2", None)
+        )
+        known = traits(str(family))
+        return {**values, "learning_rate": known.fine_tuning_rate if weights else known.learning_rate}
+
+    @model_validator(mode="after")
+    def _fits_the_family(self) -> TrainingSettings:
+        family = self.model.family
+        if family not in OWN_FAMILIES or traits(family).unit_scaled:
+            return self
+        if self.tune == "lora":
+            raise ValueError(f"tune lora adapts unit-scaled layers, which {family} has not; with it use full or head")
+        if self.optimizer == "muon":
+            raise ValueError(f"optimizer muon is set up for unit-scaled layers, which {family} has not; use adamw")
+        if self.distributed.strategy == "fsdp" and not traits(family).sharded:
+            raise ValueError(f"strategy fsdp cannot be used with {family}, which forecasts row by row; use ddp")
+        if self.learning_rate > LARGEST_PLAIN_RATE:
+            raise ValueError(
+                f"learning_rate {self.learning_rate:g} is a rate for the unit-scaled toto2; {family} diverges above "
+                f"{LARGEST_PLAIN_RATE:g}. Leave it out for the family's own, or set one such as 1e-3"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fit_together(self) -> TrainingSettings:

@@ -1,4 +1,4 @@
-"""The seasonal naive: its point forecasts, its honesty about their spread, and histories that are not whole."""
+"""The seasonal naive and the drift: point forecasts, honesty about the spread, histories that are not whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from toto_pipeline.models.baselines import SeasonalNaive
+from toto_pipeline.models.baselines import Drift, SeasonalNaive
 from toto_pipeline.models.forecaster import QUANTILES
 
 MEDIAN = QUANTILES.index(0.5)
@@ -114,3 +114,67 @@ def test_it_asks_for_two_seasons_of_history() -> None:
 def test_a_season_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="season"):
         SeasonalNaive(0)
+
+
+def drift(history: list[float], horizon: int) -> np.ndarray:
+    """(horizon, 9) for one series."""
+    return Drift().forecast(np.array(history, dtype=np.float32)[None, None], horizon)[0, 0]
+
+
+def test_drift_goes_on_along_the_line_from_the_first_to_the_last_value() -> None:
+    assert drift([1, 9, 2, 7], 3)[:, MEDIAN].tolist() == [9, 11, 13]
+
+
+def test_drift_spreads_as_the_table_in_the_book_says() -> None:
+    """By hand: changes 3, -1, 4 about the slope 2, squares 1 + 9 + 4 over two degrees of freedom."""
+    upper = drift([0, 3, 2, 6], 2)[:, QUANTILES.index(0.9)]
+    sigma = np.sqrt(14 / 2)
+    expected = [6 + 2 * h + 1.2815516 * sigma * np.sqrt(h * (1 + h / 3)) for h in (1, 2)]
+    np.testing.assert_allclose(upper, expected, rtol=1e-5)
+
+
+def test_drift_counts_the_steps_that_are_missing_at_both_ends() -> None:
+    bare, padded = drift([0, 3, 2, 6], 4), drift([np.nan, np.nan, 0, 3, 2, 6, np.nan], 3)
+    np.testing.assert_allclose(padded, bare[1:], rtol=1e-6)
+
+
+def test_drift_leaves_out_changes_across_a_gap_but_spans_it() -> None:
+    answer = drift([0, 3, np.nan, np.nan, 8, 10], 1)
+    assert answer[0, MEDIAN] == 12
+    sigma = np.sqrt((1 + 0) / 1)
+    assert answer[0, -1] == pytest.approx(12 + 1.2815516 * sigma * np.sqrt(1 + 1 / 5), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"), [([], 0), ([np.nan, np.nan], 0), ([5], 5), ([np.nan, 5, np.nan], 5), ([4.0] * 9, 4)]
+)
+def test_drift_of_next_to_nothing_has_no_slope_and_no_spread(history: list[float], expected: float) -> None:
+    assert (drift(history, 5) == expected).all()
+
+
+def test_drift_covers_what_it_says_on_random_walks_with_drift() -> None:
+    random = np.random.default_rng(0)
+    walks = (0.3 + random.normal(size=(2000, 130))).cumsum(axis=1).astype(np.float32)
+    answer = Drift().forecast(walks[:, None, :120], 10)[:, 0]
+    future = walks[:, 120:]
+    inside = (answer[..., 0] <= future) & (future <= answer[..., -1])
+    assert inside.mean() == pytest.approx(0.8, abs=0.02)
+    assert inside[:, -1].mean() == pytest.approx(0.8, abs=0.03)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    history=hnp.arrays(
+        np.float32,
+        st.tuples(st.just(2), st.just(2), st.integers(0, 40)),
+        elements=st.floats(width=32, allow_infinity=False, allow_nan=True),
+    ),
+    horizon=st.integers(1, 30),
+)
+def test_drift_is_always_finite_and_in_order(history: np.ndarray, horizon: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answer = Drift().forecast(history, horizon)
+    assert answer.shape == (2, 2, horizon, 9)
+    assert np.isfinite(answer).all()
+    assert (np.diff(answer, axis=-1) >= 0).all()
