@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from toto_pipeline.promotion.registry import ModelVersion
 
 SHOWN_SERIES = 3
+DRAWN_SERIES = 12
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "toto-pipeline forecast --data metrics/ --horizon 96",
             "toto-pipeline forecast --data 'x/*.csv' --horizon 48 --output f.csv",
+            "toto-pipeline forecast --data x.csv --horizon 48 --pictures pictures/",
             "toto-pipeline forecast --data x.csv --horizon 24 --set data.duplicates=mean",
             "toto-pipeline forecast --data x.parquet --horizon 12 --json",
         )
@@ -38,6 +40,9 @@ def forecast(
     data: Annotated[str, typer.Option(help="File, folder or glob of CSV or Parquet; or 'sample'.")],
     horizon: Annotated[int, typer.Option(min=1, help="Steps to forecast behind the end of each series.")],
     output: Annotated[Path | None, typer.Option(help="Write all of it to this .csv or .parquet file.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help=f"Draw the first {DRAWN_SERIES} series as PNG files into this folder.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Name of the registered model.")] = "toto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     assignments: Annotated[
@@ -50,37 +55,35 @@ def forecast(
     home = home_of(context)
     champion = find_champion(context, model)
     settings = _settings(home, champion, data, horizon, assignments or [])
+    found = _forecasts(home, champion, settings, device)
+    if pictures is not None:
+        from toto_pipeline.forecasting import drawn
+
+        found = drawn(found, pictures, DRAWN_SERIES)
     if output is not None:
         from toto_pipeline.forecasting import check_format, write_forecasts
 
         check_format(output)
-        count = write_forecasts(_forecasts(home, champion, settings, device), output)
+        count = write_forecasts(found, output)
         if json:
             print_json({"output": str(output.absolute()), "series": count, "horizon": horizon})
         else:
             console().print(f"{count} series, {horizon} steps each: {output}", markup=False, soft_wrap=True)
     elif json:
-        print_json([_plain(one) for one in _forecasts(home, champion, settings, device)])
+        print_json([_plain(one) for one in found])
     else:
-        _show(_forecasts(home, champion, settings, device))
+        _show(found)
+    if pictures is not None and not json:
+        console().print(f"Pictures: {pictures}", markup=False, soft_wrap=True)
 
 
 def _settings(home: Home, champion: ModelVersion, data: str, horizon: int, assignments: list[str]) -> RetrainSettings:
-    """The settings that a retraining of this data would have, with the context that the champion was trained with."""
-    from toto_pipeline.config import load_settings
-    from toto_pipeline.runs import CONFIG_FILE, read_json
+    """The settings that a retraining of this data would have, with what the champion was trained with."""
+    from toto_pipeline.promotion.champion import facts_of
+    from toto_pipeline.promotion.frames import forecast_settings
 
-    config, _ = read_json(home.run(champion.run) / CONFIG_FILE)
-    trained = ((config or {}).get("preparation") or {}).get("context_length")
-    given = [
-        f"data.source={orjson.dumps(absolute_source(data)).decode()}",
-        "data.constant_series=keep",
-        "data.vanished=accept",
-        *([f"preparation.context_length={trained}"] if trained else []),
-        *assignments,
-        f"preparation.horizon={horizon}",
-    ]
-    return load_settings(None, None, given)
+    source = f"data.source={orjson.dumps(absolute_source(data)).decode()}"
+    return forecast_settings(facts_of(champion, home), horizon, [source], assignments)
 
 
 def _forecasts(home: Home, champion: ModelVersion, settings: RetrainSettings, device: str) -> Iterator[SeriesForecast]:
@@ -92,7 +95,7 @@ def _forecasts(home: Home, champion: ModelVersion, settings: RetrainSettings, de
     with tempfile.TemporaryDirectory(dir=home.cache, prefix="forecast-") as scratch:
         snapshot = take_snapshot(settings.data, Home(Path(scratch)).prepare())
         from toto_pipeline.models.device import choose_device
-        from toto_pipeline.models.toto2 import load_forecaster
+        from toto_pipeline.models.families import load_forecaster
 
         forecaster = load_forecaster(Path(champion.path), device=str(choose_device(device)))
         yield from forecast_series(

@@ -1,7 +1,7 @@
 """What evaluation and promotion add to the MLflow run of a retraining.
 
     metrics     evaluation/<metric> of the new model, evaluation/<model>_<metric> of those it is compared with
-    tags        toto.decision, toto.reasons, toto.version, toto.champion
+    tags        toto.decision (the gate's, or `forced` by a person), toto.reasons, toto.version, toto.champion
     artifacts   evaluation/ (report, scores, pictures), decision.json, config.json, report.html,
                 predictions.parquet and predictions.json, which MLflow shows as a table
 
@@ -23,13 +23,11 @@ from toto_pipeline.events.schema import number
 from toto_pipeline.home import Home
 from toto_pipeline.monitoring.mlflow_connection import Store
 from toto_pipeline.monitoring.mlflow_run import log_params, log_scores, log_tags, open_run, put_artifact
+from toto_pipeline.promotion.production import ACCEPTED, FORCED, PROMOTED, REFUSED
 from toto_pipeline.promotion.verdict import DECISION_FILE, read_decision
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PROMOTED, REFUSED, ACCEPTED = "promoted", "refused", "accepted"
-"""Values of the tag `toto.decision`: in production, not let in, or let in and not yet in production."""
 
 _TABLE, _TABLE_FILE = "predictions.json", "predictions.parquet"
 _TABLES_TAG = "mlflow.loggedArtifacts"
@@ -132,8 +130,9 @@ def _settings(run_folder: Path) -> dict[str, Any]:
 def _decision_tags(decision: Mapping[str, Any]) -> dict[str, Any]:
     version = decision.get("version")
     accepted = PROMOTED if version else ACCEPTED
+    gate = accepted if decision["promote"] else REFUSED
     return {
-        "toto.decision": accepted if decision["promote"] else REFUSED,
+        "toto.decision": FORCED if decision.get("forced") else gate,
         "toto.reasons": "\n".join(str(rule["text"]) for rule in decision["rules"]),
         "toto.version": version,
         "toto.champion": decision.get("champion"),

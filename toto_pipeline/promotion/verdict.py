@@ -7,7 +7,7 @@ decision.json    {"promote", "version", "champion", "rules": [{"name", "passed",
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from toto_pipeline.checkpoints.store import write_file
 from toto_pipeline.errors import EvaluationError
 from toto_pipeline.events.schema import spell_out
 from toto_pipeline.home import Home
-from toto_pipeline.promotion.gate import Decision, decide
+from toto_pipeline.promotion.changes import ROLLED_BACK
+from toto_pipeline.promotion.facts import read_facts
+from toto_pipeline.promotion.gate import Decision, decide, resampling
 from toto_pipeline.promotion.registry import ModelVersion, Registry
 from toto_pipeline.settings.base import fingerprint
 from toto_pipeline.settings.promotion import EvaluationSettings, PromotionSettings
@@ -41,7 +43,7 @@ class Verdict:
 def evaluate(
     home: Home, run_folder: Path, data_fingerprint: str, settings: EvaluationSettings, policy: PromotionSettings
 ) -> Verdict:
-    """Score the model of a run against the baseline and the champion, and write what the gate says.
+    """Score the model of a run against baselines, champion and starting weights, and write what the gate says.
 
     Raises:
         EvaluationError: the run has no model, or a model forecasts nonsense.
@@ -50,32 +52,28 @@ def evaluate(
     import torch
 
     from toto_pipeline.data.training_data import TrainingData
-    from toto_pipeline.evaluation.backtest import BASELINE, CANDIDATE, CHAMPION, backtest
+    from toto_pipeline.evaluation.backtest import CANDIDATE, backtest
     from toto_pipeline.evaluation.report import FOLDER, write_report
-    from toto_pipeline.models.baselines import SeasonalNaive
-    from toto_pipeline.models.device import choose_device
-    from toto_pipeline.models.forecaster import Forecaster
-    from toto_pipeline.models.toto2 import load_forecaster
+    from toto_pipeline.promotion.contenders import contenders
 
     model = run_folder / "model"
     if not (model / WEIGHTS_FILE).is_file():
         raise EvaluationError(f"{model}: holds no {WEIGHTS_FILE}. Expected: this run's model. Train it first.")
     torch.set_num_threads(settings.threads)
-    device = str(choose_device(settings.device))
     data = TrainingData.open(home.training_data / data_fingerprint)
-    champion = Registry(home, policy.model_name).champion()
-    forecasters: dict[str, Forecaster] = {
-        CANDIDATE: load_forecaster(model, device=device),
-        BASELINE: SeasonalNaive(data.manifest.season),
-    }
-    identities: dict[str, dict[str, Any]] = {CANDIDATE: {"sha256": sha256_of(model / WEIGHTS_FILE)}}
-    if champion is not None:
-        forecasters[CHAMPION] = load_forecaster(champion.path, device=device)
-        identities[CHAMPION] = {"version": champion.version, "run": champion.run}
-    evaluation = backtest(forecasters, data, settings, cache=home.cache)
-    write_report(evaluation, run_folder, identities=identities)
-    decision = decide(evaluation.scores, policy)
-    _write_decision(run_folder, decision, champion, identities[CANDIDATE]["sha256"])
+    registry = Registry(home, policy.model_name)
+    champion = registry.champion()
+    sha256 = sha256_of(model / WEIGHTS_FILE)
+    with contenders(home, run_folder, champion, data.manifest.season, settings) as who:
+        evaluation = backtest(
+            who.forecasters, data, settings, cache=home.cache, identities=who.identities, notes=who.notes
+        )
+    identities = {**who.facts, CANDIDATE: {"sha256": sha256}}
+    write_report(evaluation, run_folder, identities=identities, how=resampling(policy))
+    facts = read_facts(home, run_folder, evaluation, data.manifest, has_champion=champion is not None)
+    facts = replace(facts, rolled_back=_rolled_back(registry, sha256))
+    decision = decide(evaluation.scores, policy, facts)
+    _write_decision(run_folder, decision, champion, sha256)
     return Verdict(
         models=evaluation.aggregates,
         decision=decision,
@@ -83,6 +81,13 @@ def evaluate(
         pictures=sorted((run_folder / FOLDER).glob("*.png")),
         fingerprint=fingerprint([evaluation.windows_fingerprint, identities, decision.describe()]),
     )
+
+
+def _rolled_back(registry: Registry, sha256: str) -> str | None:
+    """Which version with these very weights a rollback took out of production, when and why."""
+    for version in registry.rolled_back(sha256):
+        return f"version {version.version}, {version.tags[ROLLED_BACK]}"
+    return None
 
 
 def read_decision(run_folder: Path) -> dict[str, Any]:
@@ -99,9 +104,9 @@ def read_decision(run_folder: Path) -> dict[str, Any]:
     return decision
 
 
-def write_version(run_folder: Path, version: str) -> None:
-    """Add the registered version to the decision."""
-    decision = {**read_decision(run_folder), "version": version}
+def amend_decision(run_folder: Path, **values: Any) -> None:
+    """Add to the decision what became of it: `version`, the registered one, or `forced`, who wanted it and why."""
+    decision = {**read_decision(run_folder), **values}
     write_file(run_folder / DECISION_FILE, orjson.dumps(decision, option=orjson.OPT_INDENT_2))
 
 

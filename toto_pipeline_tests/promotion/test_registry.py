@@ -47,7 +47,7 @@ def test_a_home_without_a_registry_has_no_champion_and_gets_no_files(tmp_path: P
 
 def test_a_version_carries_what_it_was_given(registry: Registry, tmp_path: Path) -> None:
     version = register(registry, tmp_path, "run-1", data_fingerprint="abc", code_version="1.2")
-    assert (version.version, version.run, version.aliases) == ("1", "run-1", ())
+    assert (version.version, version.run, version.aliases) == ("1", "run-1", ("challenger",))
     assert version.tags == {"data_fingerprint": "abc", "code_version": "1.2"}
     assert version.metrics["MASE"] == 0.8
     assert version.metrics["champion_MASE"] != version.metrics["champion_MASE"]
@@ -113,7 +113,7 @@ def test_promotion_moves_champion_and_previous(registry: Registry, tmp_path: Pat
     assert champion is not None
     assert (champion.version, champion.run, champion.aliases) == ("2", "run-2", ("champion",))
     aliases = {version.version: version.aliases for version in registry.versions()}
-    assert aliases == {"3": (), "2": ("champion",), "1": ("previous",)}
+    assert aliases == {"3": ("challenger",), "2": ("champion",), "1": ("previous",)}
 
 
 def test_promotion_refuses_when_the_champion_changed_since(registry: Registry, tmp_path: Path) -> None:
