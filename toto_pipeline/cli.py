@@ -3,6 +3,9 @@
     retrain                             data -> training -> evaluation -> promotion, followed live
     join                                take part, as a further machine, in a training
     runs, show, report, champion        what happened
+    versions, why                       every version and alias; why the champion changed, or did not
+    promote, rollback                   a person's decision about the champion
+    compare                             what differs between runs, in settings, data and outcome
     checkpoints                         what a run has saved, and whether it is whole
     follow                              the tools that a run feeds, and how far behind they are
     forecast                            the champion's forecasts of your series
@@ -23,7 +26,19 @@ from typing import Annotated
 import typer
 
 from toto_pipeline import __version__
-from toto_pipeline.commands import checkpoints, environment, exporter, follow, forecast, history, join, retrain
+from toto_pipeline.commands import (
+    checkpoints,
+    compare,
+    environment,
+    exporter,
+    follow,
+    forecast,
+    history,
+    join,
+    promotion,
+    retrain,
+    why,
+)
 from toto_pipeline.commands.shared import examples
 from toto_pipeline.errors import PipelineError
 from toto_pipeline.home import HOME_VARIABLE, Home
@@ -71,6 +86,9 @@ def options(
 retrain.register(app)
 join.register(app)
 history.register(app)
+compare.register(app)
+promotion.register(app)
+why.register(app)
 checkpoints.register(app)
 forecast.register(app)
 environment.register(app)

@@ -56,6 +56,10 @@ class DataError(PipelineError):
         super().__init__(f"{place + ': ' if place else ''}{found}. Expected: {expected}. What to do: {remedy}")
 
 
+class ForecastInputError(DataError):
+    """A data frame cannot be forecast as it is; `column` and `row` say where, as far as there is a place."""
+
+
 class WeightsError(PipelineError):
     """Model weights cannot be found, or do not fit the architecture."""
 

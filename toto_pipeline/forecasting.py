@@ -9,7 +9,7 @@ What is missing stays missing: a step without a row is NaN, which the model take
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from toto_pipeline.checkpoints.store import TEMPORARY_PREFIX
+from toto_pipeline.checkpoints.store import TEMPORARY_PREFIX, write_file
+from toto_pipeline.data.series import TARGET
 from toto_pipeline.errors import ConfigError, DataError
 from toto_pipeline.home import storage_errors
 from toto_pipeline.models.forecaster import QUANTILES, Forecaster, pad_left
@@ -45,12 +46,16 @@ class Context:
 
 @dataclass(frozen=True)
 class SeriesForecast:
-    """Quantile forecasts of one variate: timestamps (H,), quantiles_HQ (H, 9) at `QUANTILES`."""
+    """Quantile forecasts of one variate: timestamps (H,), quantiles_HQ (H, 9) at `QUANTILES`.
+
+    history_T: the steps before, as the model saw them; NaN is missing.
+    """
 
     id: str
     variate: str
     timestamps: Times
     quantiles_HQ: NDArray[np.float32]
+    history_T: NDArray[np.float32]
 
 
 def forecast(
@@ -71,8 +76,8 @@ def forecast(
         history_BVT = pad_left([context.values_VT for context in batch], length)
         quantiles_BVHQ = forecaster.forecast(history_BVT, preparation.horizon)
         for context, quantiles_VHQ in zip(batch, quantiles_BVHQ, strict=True):
-            for variate, quantiles_HQ in zip(variates, quantiles_VHQ, strict=True):
-                yield SeriesForecast(context.id, variate, context.future, quantiles_HQ)
+            for row, (variate, quantiles_HQ) in enumerate(zip(variates, quantiles_VHQ, strict=True)):
+                yield SeriesForecast(context.id, variate, context.future, quantiles_HQ, context.values_VT[row])
 
 
 def contexts(snapshot: Snapshot, preparation: PreparationSettings) -> Iterator[Context]:
@@ -88,7 +93,7 @@ def contexts(snapshot: Snapshot, preparation: PreparationSettings) -> Iterator[C
             file=snapshot.manifest.source,
         )
     grid = parse_frequency(alias)
-    for identifier, timestamps, values_VN in _series(snapshot):
+    for identifier, timestamps, values_VN in read_series(snapshot):
         yield regular_context(identifier, timestamps, values_VN, grid, preparation, snapshot.manifest.source)
 
 
@@ -127,7 +132,7 @@ def _datetimes(microseconds: NDArray[np.int64]) -> Times:
     return np.asarray(microseconds).astype("datetime64[us]")
 
 
-def _series(snapshot: Snapshot) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.float32]]]:
+def read_series(snapshot: Snapshot) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.float32]]]:
     """Id, timestamps (n,) in microseconds and values (V, n) of each series, a few in memory at a time."""
     import pyarrow.parquet as pq
 
@@ -140,6 +145,32 @@ def _series(snapshot: Snapshot) -> Iterator[tuple[str, NDArray[np.int64], NDArra
                 times, *values = (one[row].values.to_numpy(zero_copy_only=False) for one in lists)
                 microseconds = times.astype("datetime64[us]").astype(np.int64)
                 yield identifier, microseconds, np.stack(values).astype(np.float32)
+
+
+def draw(one: SeriesForecast) -> bytes:
+    """A PNG of the history and the quantile forecasts of one series."""
+    from toto_pipeline.events import figures
+    from toto_pipeline.monitoring import drawing
+
+    quantiles = dict(zip(QUANTILES, one.quantiles_HQ.T, strict=True))
+    return drawing.draw(figures.forecast(title(one), one.history_T, [], quantiles))
+
+
+def drawn(forecasts: Iterable[SeriesForecast], folder: Path, count: int = 12) -> Iterator[SeriesForecast]:
+    """The forecasts as they come, the first `count` of them drawn into `folder` on the way: 01.png, 02.png, ...
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    for number, one in enumerate(forecasts, start=1):
+        if number <= count:
+            write_file(folder / f"{number:02d}.png", draw(one))
+        yield one
+
+
+def title(one: SeriesForecast) -> str:
+    """The series, and its variate where it has more than one."""
+    return one.id if one.variate == TARGET else f"{one.id}, {one.variate}"
 
 
 def check_format(path: Path) -> None:

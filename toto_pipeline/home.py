@@ -3,6 +3,7 @@
     snapshots/<hash>/        validated input data, content-addressed
     training_data/<hash>/    regularised series and their splits, memory-mapped by the trainer
     runs/<run>/              one retraining: config.json, events.jsonl, checkpoints/, model/, evaluation/, report.html
+    forecasts/<id>/          what a champion forecast of a snapshot: forecasts.parquet, pictures/, forecast.json
     registry/                mlflow.db and the artifacts of registered models
     dagster/                 Dagster's own storage and logs
     cache/                   what may be deleted at any time
@@ -47,6 +48,10 @@ class Home:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def forecasts(self) -> Path:
+        return self.root / "forecasts"
 
     @property
     def registry(self) -> Path:

@@ -110,7 +110,7 @@ def _cause(fault: str, at: int) -> None:
             fill()
             return validate(*arguments, **keywords)
 
-        fill = _at(at, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)))
+        fill = _at(at, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY)))
         trainer.validate = fill_up
     elif fault == "clock runs backwards":
         from toto_pipeline.checkpoints.manager import CheckpointManager

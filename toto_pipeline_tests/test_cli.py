@@ -76,6 +76,7 @@ def test_help_teaches_with_examples_that_fit_a_terminal() -> None:
         "retrain",
         "runs",
         "show",
+        "compare",
         "forecast",
         "champion",
         "report",

@@ -4,6 +4,7 @@ import dagster as dg
 
 from toto_pipeline.assets.common import OWNERS, columns, picture, run_id_of, table, upstream_fact, user_errors
 from toto_pipeline.assets.launchpad import config_class
+from toto_pipeline.automation.jobs import FORECAST
 from toto_pipeline.config import RetrainSettings, build
 from toto_pipeline.resources import HomeResource
 from toto_pipeline.settings.data import DataSettings, PreparationSettings
@@ -32,7 +33,8 @@ def data_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
         with user_errors():
             opened = home.open()
             settings = build(DataSettings, config.model_dump(), section="data")
-            record_settings(opened.run(run_id_of(context)), data=settings.model_dump(mode="json"))
+            if context.run.job_name != FORECAST:  # a forecast is no retraining and gets no run folder
+                record_settings(opened.run(run_id_of(context)), data=settings.model_dump(mode="json"))
             snapshot = take_snapshot(settings, opened)
         manifest = snapshot.manifest
         for repair in manifest.repairs:

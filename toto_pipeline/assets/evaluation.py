@@ -8,14 +8,22 @@ import pydantic
 from toto_pipeline.assets.common import OWNERS, picture, table, upstream_fact, user_errors
 from toto_pipeline.assets.launchpad import config_class
 from toto_pipeline.config import RetrainSettings, build
-from toto_pipeline.resources import HomeResource
+from toto_pipeline.resources import HomeResource, MlflowResource
 from toto_pipeline.settings.promotion import EvaluationSettings, PromotionSettings
 from toto_pipeline.training.run_files import record_settings
 
 CHECKS = {
     "beats_baseline": "The new model is better than the seasonal naive, with the confidence that the policy asks for.",
-    "not_worse_than_champion": "The new model is not worse than the model in production, on the very same windows.",
+    "not_worse_than_champion": "The new model is not worse than the model in production, on the very same windows; or "
+    "proven better, where the policy asks for that.",
+    "guards_hold": "Everything else that the policy demands: same windows, finite scores and weights, coverage, a "
+    "finished training, and the limits that are set on single series, data, time and size.",
 }
+RULES = {
+    "beats_baseline": {"beats_baseline"},
+    "not_worse_than_champion": {"not_worse_than_champion", "better_than_champion"},
+}
+"""Rules of the gate that a check reads; `guards_hold` reads those that no other does, so that none is left out."""
 
 
 def evaluation_assets(
@@ -37,12 +45,13 @@ def evaluation_assets(
         "on the very same windows: MASE, SQL, WQL, WAPE, 80 % coverage, pictures, and the decision with reasons.",
     )
     def evaluation_report(
-        context: dg.AssetExecutionContext, config: config_cls, home: HomeResource
+        context: dg.AssetExecutionContext, config: config_cls, home: HomeResource, mlflow: MlflowResource
     ) -> dg.MaterializeResult[None]:
         from toto_pipeline.dashboards.html.report import write_report as write_page
-        from toto_pipeline.promotion.release import keep_refused
+        from toto_pipeline.promotion.release import dagster_tags, keep_refused
         from toto_pipeline.promotion.tracking import track
         from toto_pipeline.promotion.verdict import evaluate
+        from toto_pipeline.promotion.why import as_markdown, explain, gather
 
         data = upstream_fact(context, "training_data", "fingerprint")
         model_run = upstream_fact(context, "trained_model", "run")
@@ -57,10 +66,11 @@ def evaluation_assets(
             )
             verdict = evaluate(opened, run_folder, data, evaluation, policy)
             if not verdict.decision.promote:
-                keep_refused(opened, run_folder, policy.model_name, {"dagster_run": context.run.run_id})
+                keep_refused(opened, run_folder, policy.model_name, dagster_tags(context.run.run_id))
             write_page(run_folder)
             if not verdict.decision.promote:
                 track(opened, run_folder)  # nothing follows that would
+            why = as_markdown(explain(gather(opened, policy.model_name, model_run)))
         scores = [{"model": name, **numbers} for name, numbers in verdict.models.items()]
         headline = {
             f"{name}_{metric}": float(numbers[metric])
@@ -72,6 +82,12 @@ def evaluation_assets(
             metadata={
                 "run": model_run,
                 "decision": "promote" if verdict.decision.promote else "refuse",
+                "why": dg.MetadataValue.md(why),
+                "trained_by": dg.MetadataValue.dagster_run(model_run),
+                "data": dg.MetadataValue.asset(dg.AssetKey("series_snapshot")),
+                "training": dg.MetadataValue.asset(dg.AssetKey("trained_model")),
+                "epochs": dg.MetadataValue.asset(dg.AssetKey("training_epoch")),
+                "champion": dg.MetadataValue.asset(dg.AssetKey("promoted_checkpoint")),
                 "reasons": dg.MetadataValue.md("\n".join(f"- {rule.text}" for rule in verdict.decision.rules)),
                 "scores": table(scores),
                 "champion_version": verdict.champion.version if verdict.champion else "none",
@@ -79,6 +95,7 @@ def evaluation_assets(
                 **{f"forecast_{n}": picture(path) for n, path in enumerate(verdict.pictures, start=1)},
                 "folder": dg.MetadataValue.path(str(run_folder / "evaluation")),
                 "report": dg.MetadataValue.path(str(run_folder / "report.html")),
+                **mlflow.metadata(context, model_run),
             },
         )
 
@@ -86,7 +103,7 @@ def evaluation_assets(
 
 
 def _check(name: str, description: str) -> dg.AssetChecksDefinition:
-    """A blocking check that reads one rule of the decision which the evaluation wrote."""
+    """A blocking check that reads its rules of the decision which the evaluation wrote."""
 
     @dg.asset_check(asset="evaluation_report", name=name, description=description, blocking=True)
     def check(context: dg.AssetCheckExecutionContext, home: HomeResource) -> dg.AssetCheckResult:
@@ -95,9 +112,16 @@ def _check(name: str, description: str) -> dg.AssetChecksDefinition:
         model_run = upstream_fact(context, "evaluation_report", "run")
         with user_errors():
             decision = read_decision(home.open().run(model_run))
-        rules = [rule for rule in decision["rules"] if rule["name"] == name]
+        rules = [rule for rule in decision["rules"] if _reads(name, rule["name"])]
         passed = all(rule["passed"] for rule in rules)
-        text = " ".join(rule["text"] for rule in rules) or "This rule does not apply: there is no champion yet."
+        told = rules if passed else [rule for rule in rules if not rule["passed"]]
+        text = " ".join(rule["text"] for rule in told) or "This rule does not apply: there is no champion yet."
         return dg.AssetCheckResult(passed=passed, description=text, metadata={"run": model_run, "why": text})
 
     return check
+
+
+def _reads(check: str, rule: str) -> bool:
+    if check in RULES:
+        return rule in RULES[check]
+    return not any(rule in names for names in RULES.values())

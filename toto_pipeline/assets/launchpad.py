@@ -28,7 +28,7 @@ def config_class(settings: type[Settings], defaults: Settings) -> type[dg.Config
             nested = config_class(type(value), value)
             fields[name] = (nested, pydantic.Field(default_factory=nested, description=type(value).__doc__))
         else:
-            fields[name] = (field.annotation, pydantic.Field(default=value, description=field.description))
+            fields[name] = (_plain(field.annotation), pydantic.Field(default=value, description=field.description))
     return pydantic.create_model(f"{settings.__name__}Config", __base__=dg.Config, __doc__=settings.__doc__, **fields)
 
 
@@ -94,6 +94,12 @@ def _optional_fields(settings: type[Settings], defaults: Settings, path: tuple[s
                 pydantic.Field(default=default, description=_described(field, (*path, name))),
             )
     return fields
+
+
+def _plain(annotation: Any) -> Any:
+    """The type. Dagster knows no list of choices, so it becomes a list of texts that the core checks."""
+    inner = get_args(annotation)
+    return list[str] if get_origin(annotation) is list and get_origin(inner[0]) is Literal else annotation
 
 
 def _optional(annotation: Any) -> Any:

@@ -6,6 +6,7 @@ import dagster as dg
 import pydantic
 
 from toto_pipeline.assets.common import OWNERS, upstream_fact, user_errors
+from toto_pipeline.assets.promoted import change_metadata, record_changes
 from toto_pipeline.config import RetrainSettings
 from toto_pipeline.resources import HomeResource
 
@@ -18,6 +19,13 @@ def promotion_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
             str,
             pydantic.Field(
                 default=settings.promotion.model_name, description="Name of the registered model in MLflow."
+            ),
+        ),
+        allow_rolled_back=(
+            bool,
+            pydantic.Field(
+                default=settings.promotion.allow_rolled_back,
+                description="Promote a model again whose very weights a rollback took out of production.",
             ),
         ),
     )
@@ -33,29 +41,22 @@ def promotion_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition]:
     def promoted_checkpoint(
         context: dg.AssetExecutionContext, config: config_cls, home: HomeResource
     ) -> dg.MaterializeResult[None]:
-        from toto_pipeline.promotion.release import promote
+        from toto_pipeline.promotion.release import dagster_tags, promote
 
         model_run = upstream_fact(context, "evaluation_report", "run")
         with user_errors():
             opened = home.open()
-            release = promote(opened, opened.run(model_run), config.model_name, {"dagster_run": context.run.run_id})
-        version = release.version
+            release = promote(
+                opened,
+                opened.run(model_run),
+                config.model_name,
+                dagster_tags(context.run.run_id),
+                allow_rolled_back=config.allow_rolled_back,
+            )
+            record_changes(context.instance, opened, config.model_name, before=release.change.number)
+            metadata = change_metadata(opened, config.model_name, release.change, release.version)
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(version.tags["model_sha256"]),
-            metadata={
-                "version": version.version,
-                "replaced_version": release.replaced or "none: this is the first champion",
-                "run": model_run,
-                "trained_by": dg.MetadataValue.dagster_run(model_run),
-                "data": dg.MetadataValue.asset(dg.AssetKey("series_snapshot")),
-                "series_snapshot": release.snapshot,
-                "training_data": release.training_data,
-                "model_sha256": version.tags["model_sha256"],
-                "code_version": release.code_version,
-                "reasons": dg.MetadataValue.md("\n".join(f"- {text}" for text in release.reasons)),
-                **version.metrics,
-                "folder": dg.MetadataValue.path(str(version.path)),
-            },
+            data_version=dg.DataVersion(release.version.tags["model_sha256"]), metadata=metadata
         )
 
     return [promoted_checkpoint]

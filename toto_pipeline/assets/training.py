@@ -16,7 +16,7 @@ from toto_pipeline.assets.launchpad import preset_of, to_monitoring, to_training
 from toto_pipeline.config import RetrainSettings
 from toto_pipeline.events.log import finite_or_none, latest_attempt, read_events
 from toto_pipeline.events.schema import Event
-from toto_pipeline.resources import HomeResource
+from toto_pipeline.resources import HomeResource, MlflowResource
 
 EPOCH_ASSET = "training_epoch"
 
@@ -37,6 +37,7 @@ def training_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition | dg.
         context: dg.AssetExecutionContext,
         config: config_cls,
         home: HomeResource,
+        mlflow: MlflowResource,
     ) -> dg.MaterializeResult[None]:
         from toto_pipeline.checkpoints.manifest import describe_files
         from toto_pipeline.errors import TrainingError
@@ -56,7 +57,9 @@ def training_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition | dg.
                 monitoring=monitoring.model_dump(mode="json"),
             )
             training_data = f"{opened.training_data.name}/{fingerprint}"
-            order = TrainingOrder(training, training_data, fingerprint, monitoring.system_seconds)
+            order = TrainingOrder(
+                training, training_data, fingerprint, monitoring.system_seconds, monitoring.observations
+            )
             recorded = _recorded_epochs(context)
             _record_epochs(context, list(read_events(run_folder)), recorded)
             with start_follower(
@@ -94,6 +97,7 @@ def training_assets(settings: RetrainSettings) -> list[dg.AssetsDefinition | dg.
                 "model_bytes": weights.bytes,
                 "folder": dg.MetadataValue.path(str(model)),
                 "events": dg.MetadataValue.path(str(run_folder / "events.jsonl")),
+                **mlflow.metadata(context, run_folder.name),
             },
         )
 

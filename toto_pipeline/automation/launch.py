@@ -43,7 +43,11 @@ STAGES = (
     "promoted_checkpoint",
     "run_dashboard",
 )
-CHECK_STEPS = ("evaluation_report_beats_baseline", "evaluation_report_not_worse_than_champion")
+CHECK_STEPS = (
+    "evaluation_report_beats_baseline",
+    "evaluation_report_not_worse_than_champion",
+    "evaluation_report_guards_hold",
+)
 """Steps of the blocking checks: a run that failed elsewhere was not refused, whatever the gate said before."""
 _STATES = {
     dg.DagsterEventType.STEP_START: "started",

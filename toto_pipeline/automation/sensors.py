@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import dagster as dg
 
@@ -19,18 +19,20 @@ _STATUSES: Mapping[dg.DagsterRunStatus, Status] = {
 }
 
 
-def run_end_sensors(job: Any) -> list[dg.SensorDefinition]:
-    """One sensor for each way in which a run can end, switched on with the code location."""
-    return [_sensor(job, status) for status in _STATUSES]
+def run_end_sensors() -> list[dg.SensorDefinition]:
+    """One sensor for each way in which a run can end, switched on with the code location.
+
+    They watch every job: an asset of any of them may log into the MLflow run of its Dagster run.
+    """
+    return [_sensor(status) for status in _STATUSES]
 
 
-def _sensor(job: Any, status: dg.DagsterRunStatus) -> dg.SensorDefinition:
+def _sensor(status: dg.DagsterRunStatus) -> dg.SensorDefinition:
     @dg.run_status_sensor(
         name=f"mlflow_{status.value.lower()}",
         run_status=status,
-        monitored_jobs=[job],
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Gives the MLflow run of a retraining that ended with {status.value} the right status.",
+        description=f"Gives the MLflow run of a Dagster run that ended with {status.value} the right status.",
     )
     def sensor(context: dg.RunStatusSensorContext) -> None:
         run = context.dagster_run

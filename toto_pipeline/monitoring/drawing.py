@@ -154,7 +154,8 @@ def _paint_forecast(axes: Axes, figure: Mapping[str, Any]) -> None:
     middle = quantiles.get(0.5)
     if middle is not None:
         axes.plot(ahead[: middle.size], middle, color=BLUE, linewidth=1.8, label="median forecast")
-    axes.plot(ahead[: actual.size], actual, color=VERMILION, linewidth=1.4, linestyle="--", label="actual")
+    if actual.size:
+        axes.plot(ahead[: actual.size], actual, color=VERMILION, linewidth=1.4, linestyle="--", label="actual")
     axes.axvline(0.5, color="#888888", linewidth=0.8)
     axes.margins(x=0.01)
     axes.set_xlabel("steps ahead", fontsize=9)

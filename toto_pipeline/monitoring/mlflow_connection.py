@@ -63,10 +63,11 @@ class Store:
 
         for chatter in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(chatter).setLevel(logging.WARNING)
-        client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        if self.local:
-            with self.locked("tables.lock"):  # two processes cannot create the tables at once
-                client.search_registered_models(max_results=1)
+        if not self.local:
+            return mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        with self.locked("tables.lock"):  # two processes cannot create the tables at once
+            client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)  # creates those of tracking
+            client.search_registered_models(max_results=1)  # those of the registry
         return client
 
     @contextmanager

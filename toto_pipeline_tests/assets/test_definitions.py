@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from toto_pipeline.assets.launchpad import config_class, to_training, training_config_class
-from toto_pipeline.automation.jobs import run_config
+from toto_pipeline.automation.jobs import forecast_config, run_config
 from toto_pipeline.config import RetrainSettings, load_settings, training_settings
 from toto_pipeline.definitions import build_definitions
 from toto_pipeline.errors import ConfigError
@@ -26,6 +26,8 @@ ASSETS = {
     "evaluation_report": "evaluation",
     "promoted_checkpoint": "promotion",
     "run_dashboard": "dashboards",
+    "champion_forecast": "forecasts",
+    "forecast_accuracy": "forecasts",
 }
 
 
@@ -48,10 +50,21 @@ def test_the_lineage_leads_from_the_promoted_checkpoint_to_the_data(definitions:
     assert upstream == {"evaluation_report", "trained_model", "training_data", "series_snapshot"}
 
 
-def test_both_checks_block_the_promotion(definitions: dg.Definitions) -> None:
+def test_a_retraining_makes_no_forecasts_and_a_forecast_reads_the_data_anew(definitions: dg.Definitions) -> None:
+    chosen = {
+        name: {key.to_user_string() for key in definitions.resolve_job_def(name).asset_layer.selected_asset_keys}
+        for name in ("retrain", "forecast")
+    }
+    used = {"champion_forecast", "forecast_accuracy"}
+    assert chosen["retrain"] == {name for name in ASSETS if name not in {*used, "training_epoch"}}
+    assert chosen["forecast"] == {*used, "series_snapshot"}
+    dg.validate_run_config(definitions.resolve_job_def("forecast"), forecast_config(RetrainSettings()))
+
+
+def test_all_checks_block_the_promotion(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     checks = graph.asset_check_keys
-    assert {check.name for check in checks} == {"beats_baseline", "not_worse_than_champion"}
+    assert {check.name for check in checks} == {"beats_baseline", "not_worse_than_champion", "guards_hold"}
     assert all(graph.get_check_spec(check).blocking for check in checks)
 
 

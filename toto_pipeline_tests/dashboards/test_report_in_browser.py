@@ -43,13 +43,16 @@ class Opener:
         self.complaints: list[str] = []
 
     def __call__(self, folder: Path, width: int = 1440, scheme: str = "light") -> Page:
+        return self.visit(write_report(folder), width, scheme)
+
+    def visit(self, file: Path, width: int = 1440, scheme: str = "light") -> Page:
         page = self._browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self._pages.append(page)
         page.on("console", lambda message: self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self._no_network(request.url))
         page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
-        page.goto(write_report(folder).as_uri())
+        page.goto(file.as_uri())
         return page
 
     def close(self) -> None:

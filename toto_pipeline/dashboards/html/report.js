@@ -238,6 +238,20 @@
     }
   }
 
+  function overlaidCharts(runs) {
+    const ofSteps = runs.map((run) => ({ name: `${run.name}, each step`, ...run.step_loss, color: run.color, width: 1, opacity: 0.4 }));
+    const ofEpochs = (key) => runs.map((run) => ({ name: run.name, ...run[key], color: run.color, dash: run.dash, width: 2.2, points: true }));
+    const lines = { validation_loss: ofEpochs("validation_loss"), train_loss: ofSteps.concat(ofEpochs("train_loss")) };
+    for (const name of Object.keys(lines)) {
+      const box = document.getElementById(`overlay-${name}`);
+      if (!box) continue;
+      const title = box.parentElement.querySelector("strong").textContent;
+      const drawn = lines[name].filter((line) => line.x.length);
+      chart(box, { lines: drawn, xLabel: label, xTitle: (v) => `step ${v}`, describe: `${title} of each run over steps. Arrow keys read values.` });
+      legend(box, drawn);
+    }
+  }
+
   function forecastChart(forecasts) {
     const box = document.getElementById("forecast");
     const chooser = document.getElementById("series");
@@ -305,5 +319,6 @@
   }
 
   if (data.curves) trainingCharts(data.curves);
+  if (data.overlays) overlaidCharts(data.overlays);
   if (data.forecasts && data.forecasts.series.length) forecastChart(data.forecasts);
 })();

@@ -3,27 +3,22 @@
     config.json, events.jsonl, evaluation/*.json, decision.json  ->  report.html
 
 Words, numbers and tables are written here and can be read without a script; `report.js` draws the curves and
-forecasts from JSON in the page. Style and script are inlined, and the page's own policy allows only those two, so
-nothing is fetched and nothing that came with the data can run. The same files give the same bytes.
+forecasts from JSON in the page, which `page` makes self-contained. The same files give the same bytes.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from toto_pipeline.checkpoints.store import write_file
 from toto_pipeline.dashboards.html import sections
-from toto_pipeline.dashboards.html.markup import script_json, text
+from toto_pipeline.dashboards.html.page import page
+from toto_pipeline.dashboards.html.quality import quality
 from toto_pipeline.dashboards.html.series import Steps, forecast_pictures, steps, training_curves
 from toto_pipeline.events.log import epochs, read_events
 from toto_pipeline.runs import FORECASTS_FILE, HTML_FILE, MODEL_NAMES, Run, read_json, read_run
-
-_HERE = Path(__file__).parent
 
 
 def write_report(run_folder: Path) -> Path:
@@ -32,23 +27,19 @@ def write_report(run_folder: Path) -> Path:
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
     """
-    page = run_folder / HTML_FILE
-    write_file(page, render(run_folder).encode())
-    return page
+    file = run_folder / HTML_FILE
+    write_file(file, render(run_folder).encode())
+    return file
 
 
 def render(run_folder: Path) -> str:
     run = read_run(run_folder)
     recorded = steps(read_events(run_folder))
     forecasts, problem = _forecasts(run_folder)
-    style, script = _asset("report.css"), _asset("report.js")
-    return string.Template(_asset("report.html")).substitute(
-        title=text(f"{run.state.capitalize()}: run {run.run[:8]}"),
-        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
-        style=style,
-        script=script,
-        body=_body(run, recorded, forecasts, problem),
-        data=script_json(_data(run, recorded, forecasts)),
+    return page(
+        f"{run.state.capitalize()}: run {run.run[:8]}",
+        _body(run, recorded, forecasts, problem),
+        _data(run, recorded, forecasts),
     )
 
 
@@ -60,6 +51,7 @@ def _body(run: Run, recorded: Steps, forecasts: Mapping[str, Any] | None, proble
             sections.problems(run),
             sections.decision(run),
             sections.scores(run),
+            quality(run),
             sections.forecasts(run, forecasts, problem),
             sections.curves(run, len(recorded)),
             sections.epochs(run),
@@ -89,11 +81,3 @@ def _forecasts(run_folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         return forecast_pictures(value), None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return None, f"does not have the fields it should ({type(error).__name__}: {error})"
-
-
-def _asset(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
-
-
-def _hash(content: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
