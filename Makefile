@@ -43,7 +43,7 @@ screenshots: setup ## Take the pictures of the README from the real UI (needs ch
 	@$(BIN)/python scripts/screenshots.py
 
 lock: setup ## Resolve requirements.lock anew from pyproject.toml
-	@$(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.12 --all-extras --no-annotate --no-header --output-file requirements.lock pyproject.toml
+	@$(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.12 --extra dev --no-annotate --no-header --output-file requirements.lock pyproject.toml
 
 clean: ## Remove .venv and what tools left behind; runs in .toto stay
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -17,9 +17,13 @@ BENCHMARKS = {
     "retrain": "the whole pipeline on the bundled sample, and the quality it reaches",
     "training_loop": "what the loop costs beyond a bare one, and the wait for data",
     "checkpoints": "how long a save stops the training, and what a restore takes",
+    "observability": "what logging costs a training, beside other loggers, and what a SIGKILL leaves of it",
     "gpu": "speed, utilisation and exact resume on a GPU, where there is one",
     "optimizers": "Muon for the hidden matrices against AdamW alone: validation loss and cost of a step",
     "upstream": "windows/s and wait for data beside Toto 1.0's own fine-tuning loop, where toto-ts is installed",
+    "evaluation": "windows/s of the back-test beside calling Toto 2.0 and fev directly",
+    "gate": "the promotion gate: a million paired windows, and how often it errs on simulated evaluations",
+    "registry": "finding, registering and promoting a champion among 10 000 versions",
     "data_preparation": "reading and preparing 10 000 series of 10 000 points",
 }
 
