@@ -79,8 +79,9 @@ def gather(home: Home, model_name: str, subject: str | None = None) -> Facts:
     """What is known about a subject.
 
     Args:
-        subject: a run (or an unambiguous beginning of its id, or `latest`), or the number of a version. By default the
-            newest event of the two: the last change of champion, or the newest run that ended.
+        subject: a run (or an unambiguous beginning of its id, or `latest`), or the number of a version; digits alone
+            are always a version. By default the newest event of the two: the last change of champion, or the newest
+            run that ended.
 
     Raises:
         PipelineError: there is neither such a run nor such a version, or nothing has happened yet.
@@ -89,7 +90,7 @@ def gather(home: Home, model_name: str, subject: str | None = None) -> Facts:
     changes = registry.changes(1)
     if subject is None:
         return _newest(home, registry, changes)
-    if subject.isdigit() and not any(name.startswith(subject) for name in home.run_names()):
+    if subject.isdigit():
         version = registry.version(subject)
         return _of(home, registry, _training(home, version.run, version))
     run = home.find_run(subject).name
