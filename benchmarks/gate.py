@@ -97,7 +97,11 @@ def _rate(case: Case, quick: bool) -> dict[str, Any]:
     count = promotions(case.world, case.gain, trials, lambda scores: decide(scores, policy).promote)
     result = {"name": f"promoted: {case.name}", "value": count / trials, "unit": "share", "limit": None, "ok": None}
     if case.most is not None:
-        return {**result, "limit": f"<= {case.most:g}", "ok": bool(count <= binom.ppf(SURE, trials, case.most))}
+        return {
+            **result,
+            "limit": f"<= {case.most:g}, and what counting adds",
+            "ok": bool(count <= binom.ppf(SURE, trials, case.most)),
+        }
     if case.least is not None:
         return {**result, "limit": f">= {case.least:g}", "ok": bool(count >= binom.ppf(1 - SURE, trials, case.least))}
     return result

@@ -71,24 +71,31 @@ def score_table(models: dict[str, Floats], steps: float = 10.0) -> pa.Table:
     series, window = (np.tile(index.ravel(), len(models)) for index in np.indices(shape))
     rows = shape[0] * shape[1]
     error = np.concatenate([errors.ravel() for errors in models.values()])
-    observed = np.full(len(error), steps)
     return pa.table(
         {
             "model": _text(np.repeat(np.arange(len(models)), rows), list(models)),
             "series": _text(series, [f"series {number:07d}" for number in range(shape[0])]),
             "variate": _text(np.zeros(len(error), dtype=np.int64), ["target"]),
             "window": pa.array(window.astype(np.int32)),
-            "steps": observed,
-            "MASE": error,
-            "SQL": error,
-            "WQL_numerator": error * steps,
-            "WQL_denominator": observed,
-            "WAPE_numerator": error * steps,
-            "WAPE_denominator": observed,
-            "coverage_80": np.full(len(error), 0.8),
-            "interval_width": np.full(len(error), 1.0),
+            **score_columns(error, steps),
         }
     )
+
+
+def score_columns(error: Floats, steps: float) -> dict[str, Floats]:
+    """The score columns of rows in which every metric is the error, and actual values are 1."""
+    observed = np.full(len(error), steps)
+    return {
+        "steps": observed,
+        "MASE": error,
+        "SQL": error,
+        "WQL_numerator": error * steps,
+        "WQL_denominator": observed,
+        "WAPE_numerator": error * steps,
+        "WAPE_denominator": observed,
+        "coverage_80": np.full(len(error), 0.8),
+        "interval_width": np.full(len(error), 1.0),
+    }
 
 
 def _text(index: NDArray[np.int64], names: list[str]) -> pa.DictionaryArray:

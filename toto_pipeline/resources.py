@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,8 +95,7 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if run_id is None:
             return {}
         if handle.store.remote:
-            address = re.sub(r"(?<=://)[^/@]*@", "", handle.store.uri).rstrip("/")  # a name and password are not shown
-            return {"mlflow_run": dg.MetadataValue.url(f"{address}/#/runs/{run_id}")}
+            return {"mlflow_run": dg.MetadataValue.url(f"{handle.store.page}/#/runs/{run_id}")}
         return {"mlflow_run": run_id, "mlflow_ui": f"mlflow ui --backend-store-uri {handle.store}"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from toto_pipeline.settings.data import DataSettings, PreparationSettings
 
 if TYPE_CHECKING:
     from toto_pipeline.data.training_data import TrainingData
+    from toto_pipeline_tests.nursery import Nursery
 
 CONTEXT_LENGTH, HORIZON = 64, 16
 
@@ -53,3 +55,11 @@ def home(tmp_path: Path) -> Home:
 @pytest.fixture
 def training_data(home: Home, tmp_path: Path) -> TrainingData:
     return make_training_data(home, write_series(tmp_path / "input"))
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    from toto_pipeline_tests.nursery import Nursery
+
+    with Nursery() as nursery:
+        yield nursery

@@ -56,10 +56,9 @@ def mlflow_links(home: Home, model_name: str, version: Any) -> dict[str, Any]:
 
     store = Store.of(home)
     if store.remote:
-        address = str(store).rstrip("/")
         return {
-            "mlflow_version": dg.MetadataValue.url(f"{address}/#/models/{model_name}/versions/{version.version}"),
-            "mlflow_run": dg.MetadataValue.url(f"{address}/#/runs/{version.mlflow_run}"),
+            "mlflow_version": dg.MetadataValue.url(f"{store.page}/#/models/{model_name}/versions/{version.version}"),
+            "mlflow_run": dg.MetadataValue.url(f"{store.page}/#/runs/{version.mlflow_run}"),
         }
     return {
         "mlflow_version": f"models:/{model_name}/{version.version}",

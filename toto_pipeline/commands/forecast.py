@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from toto_pipeline.commands.history import find_champion
 from toto_pipeline.commands.shared import Json, absolute_source, console, examples, home_of, print_json, table
 from toto_pipeline.home import Home
 
@@ -53,7 +52,9 @@ def forecast(
 ) -> None:
     """Forecast every series of a data source with the champion, as quantiles with timestamps."""
     home = home_of(context)
-    champion = find_champion(context, model)
+    from toto_pipeline.promotion.champion import find_champion
+
+    champion = find_champion(home, model)
     settings = _settings(home, champion, data, horizon, assignments or [])
     found = _forecasts(home, champion, settings, device)
     if pictures is not None:

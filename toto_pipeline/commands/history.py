@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toto_pipeline.commands.shared import Json, console, examples, figure, home_of, percent, print_json, table, when
-from toto_pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from toto_pipeline.promotion.registry import ModelVersion
     from toto_pipeline.runs import Run
 
 STATE_STYLES = {
@@ -91,7 +89,9 @@ def champion(
     json: Json = False,
 ) -> None:
     """Show the model in production: the one with the alias `champion`."""
-    current = find_champion(context, model)
+    from toto_pipeline.promotion.champion import find_champion
+
+    current = find_champion(home_of(context), model)
     value = {
         "model": model,
         "version": str(current.version),
@@ -112,27 +112,6 @@ def champion(
         view.add_row(name, figure(metric))
     out.print(view)
     out.print(f"Files: {current.path}", soft_wrap=True, markup=False)
-
-
-def find_champion(context: typer.Context, model: str) -> ModelVersion:
-    """The champion of a model.
-
-    Raises:
-        PipelineError: nothing has been promoted yet.
-    """
-    home = home_of(context)
-    nothing = PipelineError(
-        f"There is no champion of {model!r} in {home.root}. Expected: a promoted model. "
-        "What to do: run `toto-pipeline retrain`, or name another home with --home."
-    )
-    if not home.registry.is_dir():
-        raise nothing
-    from toto_pipeline.promotion.registry import Registry
-
-    current = Registry(home, model).champion()
-    if current is None:
-        raise nothing
-    return current
 
 
 def print_run(run: Run, out: Console) -> None:

@@ -18,7 +18,8 @@ from typing import Any, Protocol, cast
 
 from toto_pipeline.errors import ConfigError, WeightsError
 from toto_pipeline.models.forecaster import Forecaster, TrainableForecaster
-from toto_pipeline.settings.families import installed_families, unknown_family
+from toto_pipeline.settings.families import FAMILY_GROUP, unknown_family
+from toto_pipeline.settings.plugins import installed, load, package_of
 from toto_pipeline.settings.training import TrainingSettings
 
 FAMILY_FILE = "family.json"
@@ -50,16 +51,10 @@ def family(name: str) -> Family:
     problem = unknown_family(name)
     if problem:
         raise ConfigError(f"training.model.family: {problem}.")
-    point = installed_families()[name]
-    package = "an unknown package" if point.dist is None else f"{point.dist.name} {point.dist.version}"
-    try:
-        loaded = point.load()
-    except Exception as error:  # a stranger's module may raise anything
-        raise ConfigError(
-            f"training.model.family: {name} ({point.value} of {package}) cannot be imported "
-            f"({type(error).__name__}: {error}). "
-            f"What to do: {_INSTALL.get(name, f'mend or reinstall {package}')}, or choose another family."
-        ) from error
+    point = installed(FAMILY_GROUP)[name]
+    package = package_of(point)
+    remedy = f"{_INSTALL.get(name, f'mend or reinstall {package}')}, or choose another family"
+    loaded = load(point, who=f"training.model.family: {name}", remedy=remedy)
     missing = [each for each in ("build_for_training", "load_forecaster") if not callable(getattr(loaded, each, None))]
     if missing:
         raise ConfigError(

@@ -47,6 +47,11 @@ class Store:
         """Whether a server stands between us and the records."""
         return self.uri.startswith(("http:", "https:"))
 
+    @property
+    def page(self) -> str:
+        """The address of a server's UI, without the name and password that a link must not show."""
+        return re.sub(r"(?<=://)[^/@]*@", "", self.uri).rstrip("/")
+
     def is_empty(self) -> bool:
         """True where nothing can have been recorded: saves a first look the seconds of creating tables."""
         return self.local and not (self.folder / DATABASE_FILE).is_file()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from toto_pipeline.errors import ConfigError
-from toto_pipeline.settings.monitoring import installed_sinks, unknown_sinks
+from toto_pipeline.settings.monitoring import SINK_GROUP, unknown_sinks
+from toto_pipeline.settings.plugins import installed, load, package_of
 
 if TYPE_CHECKING:
     from toto_pipeline.monitoring.sink import Sink
@@ -35,15 +36,10 @@ def make_sink(name: str, settings: Mapping[str, Any]) -> Sink:
     Raises:
         ConfigError: it cannot be imported, or does not take these settings.
     """
-    point = installed_sinks()[name]
-    package = "an unknown package" if point.dist is None else f"{point.dist.name} {point.dist.version}"
-    try:
-        kind = point.load()
-    except Exception as error:  # a stranger's module may raise anything
-        raise ConfigError(
-            f"sink {name}: {point.value} of {package} cannot be imported ({type(error).__name__}: {error}). "
-            f"What to do: mend or reinstall the package, or take {name} out of monitoring.sinks."
-        ) from error
+    point = installed(SINK_GROUP)[name]
+    package = package_of(point)
+    remedy = f"mend or reinstall the package, or take {name} out of monitoring.sinks"
+    kind = load(point, who=f"sink {name}", remedy=remedy)
     try:
         return cast("Sink", kind(**settings))
     except (TypeError, ValueError) as error:

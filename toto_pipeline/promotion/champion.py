@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toto_pipeline.errors import RegistryError
+from toto_pipeline.errors import PipelineError
 from toto_pipeline.home import Home
 from toto_pipeline.promotion.frames import FrameForecaster
 from toto_pipeline.promotion.model_folder import ForecastingFacts, facts_of_run, read_facts
@@ -75,7 +75,8 @@ def load_champion(model: str = "toto", *, home: Home | Path | str | None = None,
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        RegistryError: nothing has been promoted yet, its files are damaged, or the registry cannot be reached.
+        PipelineError: nothing has been promoted yet.
+        RegistryError: its files are damaged, or the registry cannot be reached.
     """
     from toto_pipeline.promotion.pyfunc import open_folder
 
@@ -88,11 +89,12 @@ def find_champion(home: Home, model: str) -> ModelVersion:
     """The champion's version, its files verified.
 
     Raises:
-        RegistryError: there is none, its files are damaged, or the registry cannot be reached.
+        PipelineError: there is none.
+        RegistryError: its files are damaged, or the registry cannot be reached.
     """
     version = Registry(home, model).champion()
     if version is None:
-        raise RegistryError(
+        raise PipelineError(
             f"There is no champion of {model!r} in {home.root}. Expected: a promoted model. What to do: run "
             "`toto-pipeline retrain`, or name another home or model."
         )

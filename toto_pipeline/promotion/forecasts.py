@@ -92,7 +92,7 @@ def make_forecast(
         horizon: steps; by default what the model was trained for.
 
     Raises:
-        RegistryError: there is no champion, or its files are damaged.
+        PipelineError: there is no champion, or its files are damaged.
         DataError: the snapshot is not there, or its series have other variates than the model.
     """
     version = find_champion(home, model)

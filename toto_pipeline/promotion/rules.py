@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from toto_pipeline.evaluation.backtest import BASELINE, CANDIDATE, CHAMPION
+from toto_pipeline.evaluation.backtest import BASELINE, CANDIDATE, CHAMPION, ZERO_SHOT
 from toto_pipeline.evaluation.bootstrap import ROUNDING, Comparison
 
 __all__ = ["BASELINE", "CANDIDATE", "CHAMPION", "ZERO_SHOT", "Rule", "number", "percent", "sentence", "signed"]
-
-ZERO_SHOT = "zero_shot"
-"""Key of the weights that a fine-tuning started from, in an evaluation."""
 
 _TITLES = {BASELINE: "the seasonal naive", CHAMPION: "the champion", ZERO_SHOT: "the starting weights"}
 

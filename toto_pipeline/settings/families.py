@@ -6,13 +6,10 @@ behind it. Of this package's own the traits are below. A family from outside has
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from toto_pipeline.settings.base import suggestion
+from toto_pipeline.settings.plugins import not_installed
 
 FAMILY_GROUP = "toto_pipeline.models"
 """The group of entry points by which a package offers model families: name = "module" or "module:object"."""
@@ -57,22 +54,12 @@ def traits(family: str) -> FamilyTraits:
     return OWN_FAMILIES.get(family, _FROM_OUTSIDE)
 
 
-def installed_families() -> dict[str, importlib.metadata.EntryPoint]:
-    """The families that installed packages offer, by name. That a family is offered does not say that it can be
-    imported: those of this package need the library of their makers."""
-    return _installed_on(tuple(sys.path))
-
-
 def unknown_family(name: str) -> str | None:
-    """What is wrong with the name of a family; None where it is installed."""
-    installed = installed_families()
-    if name in installed:
-        return None
-    return (
-        f"there is no model family {name!r}{suggestion(name, installed)}. Expected: one of "
-        f"{', '.join(sorted(installed)) or 'none, as none is installed'}. What to do: install the package that offers "
-        f"it as an entry point of the group {FAMILY_GROUP}; after a change of pyproject.toml, `make setup`"
-    )
+    """What is wrong with the name of a family; None where it is installed.
+
+    That a family is offered does not say that it can be imported: those of this package need their makers' libraries.
+    """
+    return not_installed("model family", name, FAMILY_GROUP)
 
 
 def unheeded(family: str, values: dict[str, Any], defaults: dict[str, Any]) -> str | None:
@@ -89,8 +76,3 @@ def unheeded(family: str, values: dict[str, Any], defaults: dict[str, Any]) -> s
 
 def _those(names: frozenset[str]) -> str:
     return ", ".join(name for name in SIZES if name in names)
-
-
-@functools.lru_cache(maxsize=4)
-def _installed_on(_path: tuple[str, ...]) -> dict[str, importlib.metadata.EntryPoint]:
-    return {point.name: point for point in importlib.metadata.entry_points(group=FAMILY_GROUP)}

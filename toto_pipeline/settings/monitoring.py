@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import re
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from toto_pipeline.settings.base import Settings, suggestion
+from toto_pipeline.settings.base import Settings
+from toto_pipeline.settings.plugins import not_installed
 
 SINK_GROUP = "toto_pipeline.sinks"
 """The group of entry points by which a package offers sinks: name = "module:Class"."""
@@ -49,26 +47,12 @@ class MonitoringSettings(Settings):
         return value
 
 
-def installed_sinks() -> dict[str, importlib.metadata.EntryPoint]:
-    """The sinks that installed packages offer, by name. Nothing of them is imported."""
-    return _installed_on(tuple(sys.path))
-
-
 def unknown_sinks(names: Iterable[str]) -> str | None:
     """What is wrong with the names of sinks; None where all are installed and can be used."""
-    installed = installed_sinks()
     for name in names:
-        if name not in installed:
-            return (
-                f"there is no sink {name!r}{suggestion(name, installed)}. Expected: one of "
-                f"{', '.join(sorted(installed)) or 'none, as none is installed'}. What to do: install the package that "
-                f"offers it as an entry point of the group {SINK_GROUP}; after a change of pyproject.toml, `make setup`"
-            )
+        problem = not_installed("sink", name, SINK_GROUP)
+        if problem:
+            return problem
         if name in RESERVED_NAMES or not _NAME.fullmatch(name):
             return f"{name!r} cannot be the name of a sink; expected letters, digits, _ and -, and none of {', '.join(RESERVED_NAMES)}"
     return None
-
-
-@functools.lru_cache(maxsize=4)
-def _installed_on(_path: tuple[str, ...]) -> dict[str, importlib.metadata.EntryPoint]:
-    return {point.name: point for point in importlib.metadata.entry_points(group=SINK_GROUP)}

@@ -29,13 +29,14 @@ from toto_pipeline_tests.fixtures.mlflow_store import free_port, make_empty_data
 pytestmark = pytest.mark.slow
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "forecasting.md"
+README = DOCUMENT.parents[1] / "README.md"
 PORT = 5001
 START_SECONDS = 180
 QUANTILES = [f"0.{k}" for k in range(1, 10)]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(language: str, document: Path = DOCUMENT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def environment() -> dict[str, str]:
@@ -109,6 +110,16 @@ def post(port: int, body: dict[str, Any]) -> Any:
     )
     with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
         return json.loads(answer.read())
+
+
+def test_the_python_block_of_the_readme_forecasts(folder: Path) -> None:
+    (block,) = blocks("python", README)
+    frame = "import pandas\nframe = pandas.read_csv('history.csv', parse_dates=['timestamp'])\n"
+    script = f"{frame}{block}\nassert len(forecast) == 96 * (len(frame.columns) - 1), forecast"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_python_block_forecasts(folder: Path, expected: pd.DataFrame) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,6 @@ from toto_pipeline.training.process import LAUNCHER_VARIABLE, lock_run
 from toto_pipeline.training.run_files import read_order, write_order
 from toto_pipeline_tests.nursery import Nursery
 from toto_pipeline_tests.resume.small_runs import history, new_run, of_type, order, outcomes, weights
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 def _train(run_folder: Path, data: TrainingData, **changes: Any) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from toto_pipeline.automation.jobs import run_config
 from toto_pipeline.config import RetrainSettings, load_settings
 from toto_pipeline.errors import ConfigError, WeightsError
 from toto_pipeline.models import families
-from toto_pipeline.settings.families import OWN_FAMILIES, installed_families
+from toto_pipeline.settings.families import FAMILY_GROUP, OWN_FAMILIES
+from toto_pipeline.settings.plugins import installed
 from toto_pipeline.settings.training import ModelSettings, TrainingSettings
 from toto_pipeline_tests.contracts.linear_family import make_package
 
@@ -43,7 +44,7 @@ def model(**settings: Any) -> ModelSettings:
 
 def test_the_package_offers_its_own_families() -> None:
     assert set(OWN_FAMILIES) == {"toto2", "toto1", "chronos"}
-    assert set(installed_families()) == {*OWN_FAMILIES, *OFFERED}
+    assert set(installed(FAMILY_GROUP)) == {*OWN_FAMILIES, *OFFERED}
 
 
 def test_a_family_of_another_package_is_found_by_its_name() -> None:
@@ -63,7 +64,9 @@ def test_a_misspelt_family_lists_those_there_are() -> None:
 
 
 def test_a_family_that_cannot_be_imported_is_named_with_its_package() -> None:
-    with pytest.raises(ConfigError, match=r"broken \(no_such_module_of_a_plug_in of linear-models 0\.3\) cannot be"):
+    with pytest.raises(
+        ConfigError, match=r"family: broken: no_such_module_of_a_plug_in of linear-models 0\.3 cannot be"
+    ):
         families.family("broken")
 
 

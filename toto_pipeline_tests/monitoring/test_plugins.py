@@ -15,7 +15,8 @@ from toto_pipeline.config import RetrainSettings, load_settings
 from toto_pipeline.definitions import build_definitions
 from toto_pipeline.errors import ConfigError
 from toto_pipeline.monitoring.plugins import load_sinks
-from toto_pipeline.settings.monitoring import MonitoringSettings, installed_sinks
+from toto_pipeline.settings.monitoring import SINK_GROUP, MonitoringSettings
+from toto_pipeline.settings.plugins import installed
 from toto_pipeline.settings.training import TrainingSettings
 from toto_pipeline_tests.monitoring.small_sinks import SINKS, FileSink, environment, make_package
 
@@ -28,7 +29,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_package_offers_its_own_sinks() -> None:
-    assert {"tensorboard", "mlflow", "prometheus"} <= set(installed_sinks())
+    assert {"tensorboard", "mlflow", "prometheus"} <= set(installed(SINK_GROUP))
     assert set(MonitoringSettings().sinks) == {"tensorboard", "mlflow", "prometheus"}
 
 

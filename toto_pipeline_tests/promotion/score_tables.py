@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.score_simulation import score_columns
 from toto_pipeline.promotion.gate import Decision, Rule
 
 
@@ -37,7 +38,6 @@ def rule(decision: Decision, name: str) -> Rule:
 def _one(model: str, errors_SWV: np.ndarray, steps: float) -> pa.Table:
     series, window, variate = (index.ravel() for index in np.indices(errors_SWV.shape))
     error = errors_SWV.ravel().astype(np.float64)
-    observed = np.full(len(error), steps)
 
     def text(prefix: str, index: np.ndarray) -> pa.Array:
         return pa.array([f"{prefix}{i}" for i in index]).dictionary_encode()
@@ -48,14 +48,6 @@ def _one(model: str, errors_SWV: np.ndarray, steps: float) -> pa.Table:
             "series": text("s", series),
             "variate": text("v", variate),
             "window": pa.array(window.astype(np.int32)),
-            "steps": observed,
-            "MASE": error,
-            "SQL": error,
-            "WQL_numerator": error * steps,
-            "WQL_denominator": observed,
-            "WAPE_numerator": error * steps,
-            "WAPE_denominator": observed,
-            "coverage_80": np.full(len(error), 0.8),
-            "interval_width": np.full(len(error), 1.0),
+            **score_columns(error, steps),
         }
     ).unify_dictionaries()

@@ -15,7 +15,7 @@ import pytest
 
 import toto_pipeline
 from toto_pipeline.checkpoints.manifest import describe_files
-from toto_pipeline.errors import ForecastInputError, RegistryError, WeightsError
+from toto_pipeline.errors import ForecastInputError, PipelineError, RegistryError, WeightsError
 from toto_pipeline.home import Home
 from toto_pipeline.monitoring.mlflow_connection import DATABASE_FILE, URI_VARIABLE
 from toto_pipeline.promotion.champion import Champion
@@ -147,7 +147,7 @@ def test_a_horizon_that_is_none_is_refused(champion: Champion, long: pd.DataFram
 
 
 def test_a_home_without_a_champion_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match="What to do: run `toto-pipeline retrain`"):
+    with pytest.raises(PipelineError, match="What to do: run `toto-pipeline retrain`"):
         toto_pipeline.load_champion(home=tmp_path)
 
 

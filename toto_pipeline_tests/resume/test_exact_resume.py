@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,6 @@ from toto_pipeline_tests.resume.small_runs import history, new_run, of_type, out
 
 KILLED = -signal.SIGKILL
 GOLDEN = Path(__file__).resolve().parents[1] / "checkpoints" / "golden"
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,12 +39,6 @@ EPOCHS = 3
 SEASON = 24
 FORECASTS = ("best", "median", "worst")
 SAVED_EACH_STEP: dict[str, Any] = {"checkpoints": {"every_steps": 1, "keep_last": 100}, "restore_best": False}
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")
