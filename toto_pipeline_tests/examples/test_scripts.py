@@ -14,7 +14,7 @@ import pytest
 from toto_pipeline.events.log import read_events
 from toto_pipeline.monitoring.sink import FollowedRun
 from toto_pipeline_tests.contracts.tools import TOOLS
-from toto_pipeline_tests.integrations.hugging_face import environment, install_transformers
+from toto_pipeline_tests.integrations.processes import environment, install_transformers
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 GUIDE = EXAMPLES.parent / "docs" / "other_frameworks.md"

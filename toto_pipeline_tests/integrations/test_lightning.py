@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from toto_pipeline.events.log import read_events
 from toto_pipeline.events.schema import Event
 from toto_pipeline.integrations.lightning import TrainingLoggerCallback
+from toto_pipeline_tests.integrations.processes import in_two_processes
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "other_frameworks.md"
 ROWS, BATCH = 48, 8
@@ -181,6 +182,18 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_the_next_attempt(tmp_path:
     assert [event["step"] for event in steps] == list(range(1, 19))
     assert [event["loss"] for event in steps[6:]] == pytest.approx(module.losses)
     assert [event["epoch"] for event in of(tmp_path, "epoch")] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_records(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    script = (
+        f"from {__name__} import Module, train\n"
+        f"if __name__ == '__main__':\n    train({str(run)!r}, Module(), devices=2, strategy='ddp')\n"
+    )
+    in_two_processes(script, tmp_path)
+    assert len(of(run, "run_started")) == len(of(run, "run_ended")) == 1
+    assert [event["step"] for event in of(run, "step")] == list(range(1, 7))
 
 
 def test_the_guide_makes_such_a_callback() -> None:

@@ -12,15 +12,19 @@ import pytest
 
 from toto_pipeline.events.log import read_events
 from toto_pipeline.events.schema import Event
-from toto_pipeline_tests.integrations.hugging_face import environment, install_transformers
+from toto_pipeline_tests.integrations.processes import environment, in_two_processes, install_transformers
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_transformers(tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, packages: Path) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    packages = install_transformers(tmp_path_factory.mktemp("packages"))
     done = subprocess.run(
         [sys.executable, "-m", "toto_pipeline_tests.integrations.transformers_cases", str(folder)],
         env=environment(packages),
@@ -104,3 +108,12 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_the_next_attempt(runs: Pat
 def test_the_training_process_imports_no_dagster(runs: Path) -> None:
     modules = json.loads((runs / "modules.json").read_bytes())
     assert not any(name.split(".")[0] == "dagster" for name in modules)
+
+
+def test_of_two_processes_the_first_records(tmp_path: Path, packages: Path) -> None:
+    cases = "toto_pipeline_tests.integrations.transformers_cases"
+    run = tmp_path / "run"
+    script = f"from pathlib import Path\nfrom {cases} import train\ntrain(Path({str(run)!r}), ddp_backend='gloo')\n"
+    in_two_processes(script, tmp_path, packages)
+    assert len(of(run, "run_started")) == len(of(run, "run_ended")) == 1
+    assert [event["step"] for event in of(run, "step")] == list(range(1, 7))

@@ -1,4 +1,4 @@
-"""transformers for the tests: the pipeline does not depend on it, so it is installed beside, for a test only."""
+"""Processes of other frameworks: what they need, where the pipeline does not depend on it, is installed beside."""
 
 from __future__ import annotations
 
@@ -31,3 +31,19 @@ def environment(packages: Path | None = None) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
+
+
+def in_two_processes(script: str, folder: Path, packages: Path | None = None) -> None:
+    """Run a Python script in two processes that train together."""
+    file = folder / "together.py"
+    file.write_text(script)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(file)],
+        env=environment(packages),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
