@@ -182,10 +182,12 @@ def make_units(table: Columns, parts: Sequence[Floats], how: Resampling) -> Unit
     """What is resampled, and the sums of the parts in it."""
     series, windows = (len(np.unique(table[name])) for name in ("series", "window"))
     if how.unit == "series" or (how.unit == "auto" and series >= windows):
-        sums_UPC = sums_by_cell(table, table["series"], parts)
-        return Units("series", series, 1, _tied(sums_UPC))
-    block = how.block_windows or max(1, round(windows ** (1 / 3)))
-    return Units("windows", windows, min(block, windows), _tied(_sums_by_window(table, parts)))
+        sums_UPC = _scored(sums_by_cell(table, table["series"], parts))
+        return Units("series", len(sums_UPC), 1, _tied(sums_UPC))
+    sums_UPC = _scored(_sums_by_window(table, parts))
+    count = len(sums_UPC)
+    block = how.block_windows or max(1, round(count ** (1 / 3)))
+    return Units("windows", count, min(block, count), _tied(sums_UPC))
 
 
 def sums_by_cell(table: Columns, group: Floats | Integers, parts: Sequence[Floats]) -> Floats:
@@ -235,6 +237,12 @@ def _sums_by_window(table: Columns, parts: Sequence[Floats]) -> Floats:
     terms = [*ratios, defined.astype(np.float64)]
     by_window = [np.bincount(window_of_cell, weights=term, minlength=window_count) for term in terms]
     return np.stack(by_window, axis=1)[:, :, None]
+
+
+def _scored(sums_UPC: Floats) -> Floats:
+    """Without units in which the metric is undefined, such as a constant series: a resample of those has no score."""
+    scored = sums_UPC[:, -1].sum(axis=1) > 0
+    return sums_UPC[scored] if scored.any() else sums_UPC
 
 
 def _tied(sums_UPC: Floats) -> Floats:

@@ -221,6 +221,21 @@ def test_metrics_undefined_by_the_data_are_left_out() -> None:
     assert decision.comparisons[0].candidate_score == pytest.approx(aggregate(whole)["candidate"]["SQL"])
 
 
+def test_a_series_that_cannot_be_scored_is_not_drawn() -> None:
+    """Of four series one is constant: of 2000 resamples some would hold only that, and have no score."""
+    base = errors(4, 4)
+    base[0] = np.nan
+    scores = table({"candidate": 0.5 * base, "seasonal_naive": base})
+    for name in ("WQL_numerator", "WAPE_numerator"):
+        filled = pc.fill_null(pc.if_else(pc.is_nan(scores[name]), 0.0, scores[name]), 0.0)
+        scores = scores.set_column(scores.schema.get_field_index(name), name, filled)
+    decision = decide(scores, PromotionSettings(metric="MASE", resample="series"))
+    (comparison,) = decision.comparisons
+    assert comparison.units == 3
+    assert (comparison.low, comparison.gain, comparison.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert decision.promote
+
+
 def test_an_empty_table_and_a_missing_baseline_are_refused() -> None:
     assert not decide(scores(0.5).slice(0, 0), POLICY).promote
     decision = decide(table({"candidate": BASE}), POLICY)
