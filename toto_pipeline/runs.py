@@ -37,7 +37,13 @@ FORECASTS_FILE = "evaluation/forecasts.json"
 HTML_FILE = "report.html"
 
 CANDIDATE, BASELINE, CHAMPION = "candidate", "seasonal_naive", "champion"
-MODEL_NAMES = {CANDIDATE: "New model", BASELINE: "Seasonal naive", CHAMPION: "Champion"}
+MODEL_NAMES = {
+    CANDIDATE: "New model",
+    BASELINE: "Seasonal naive",
+    CHAMPION: "Champion",
+    "zero_shot": "Starting weights",
+    "drift": "Drift",
+}
 """Model keys of an evaluation, in the order they are shown, and what a person calls them."""
 
 METRIC_TITLES = {"coverage_80": "Coverage 80 %", "interval_width": "Width 80 %"}

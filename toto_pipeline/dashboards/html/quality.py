@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from toto_pipeline.dashboards.html.markup import figure, section, sentence, table, tag, text
+from toto_pipeline.dashboards.html.models import model_color, model_label
 from toto_pipeline.events.schema import number
 from toto_pipeline.runs import MODEL_NAMES, Run
 
-NAMES = {**MODEL_NAMES, "zero_shot": "Starting weights", "drift": "Drift"}
 _WIDTH, _HEIGHT = 420, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 30
-_DASHES = {"champion": "7 3", "seasonal_naive": "2 3", "zero_shot": "5 2 1 2"}
+_DASHES = {"champion": "7 3", "seasonal_naive": "2 3", "zero_shot": "5 2 1 2", "drift": "1 4"}
 
 
 def quality(run: Run) -> str:
@@ -55,7 +55,7 @@ def skill(report: Mapping[str, Any]) -> str:
     if not models:
         return ""
     rows = [
-        [_name(model), text(metric), *_interval(values)]
+        [model_label(model), text(metric), *_interval(values)]
         for model, metrics in models.items()
         for metric, values in metrics.items()
     ]
@@ -87,7 +87,7 @@ def calibration(report: Mapping[str, Any]) -> str:
     head = ["Model", "Bias", *(f"{p} % holds" for p in percents), *(f"{p} % width" for p in percents)]
     rows = [
         [
-            _name(model),
+            model_label(model),
             text(figure(number(values["bias"]), 3)),
             *(text(_percent(number(values["coverage"][p]))) for p in percents),
             *(text(figure(number(values["interval_width"][p]), 3)) for p in percents),
@@ -144,7 +144,7 @@ def worst(run: Run, report: Mapping[str, Any]) -> str:
     pictures = [
         _png(run.folder / "evaluation" / str(one["file"]), str(one["id"])) for one in report.get("worst_pictures") or []
     ]
-    head = ["Series, by MASE", *(NAMES.get(model, model) for model in models)]
+    head = ["Series, by MASE", *(MODEL_NAMES.get(model, model) for model in models)]
     return section("Worst series", "worst", table(head, lines, label="Worst series"), *pictures)
 
 
@@ -171,8 +171,8 @@ def chart(
     drawn = _path([place(*point) for point in ideal], "soft", "3 4", 1.0) if ideal else ""
     for model, line in lines.items():
         for part in _unbroken(line):
-            drawn += _path([place(*point) for point in part], _color(model), _DASHES.get(model, "none"), 2.0)
-    described = f"{up or 'value'} over {across}: {', '.join(NAMES.get(model, model) for model in lines)}"
+            drawn += _path([place(*point) for point in part], model_color(model), _DASHES.get(model, "none"), 2.0)
+    described = f"{up or 'value'} over {across}: {', '.join(MODEL_NAMES.get(model, model) for model in lines)}"
     axis = tag("text", text(across), x=str(_WIDTH - _RIGHT), y=str(_HEIGHT - 2), text_anchor="end")
     svg = tag("svg", grid + marks + axis + drawn, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=described)
     return tag("div", svg, class_="chart still")
@@ -184,12 +184,12 @@ def legend(models: Sequence[str]) -> str:
             "li",
             tag(
                 "svg",
-                tag("path", d="M1 5L25 5", stroke=f"var(--{_color(model)})", stroke_width="2.4",
+                tag("path", d="M1 5L25 5", stroke=f"var(--{model_color(model)})", stroke_width="2.4",
                     stroke_dasharray=_DASHES.get(model, "none")),
                 viewBox="0 0 26 10",
                 aria_hidden="true",
             )
-            + text(NAMES.get(model, model)),
+            + text(MODEL_NAMES.get(model, model)),
         )
         for model in models
     )  # fmt: skip
@@ -228,15 +228,6 @@ def _level(values: Mapping[str, Any]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if math.isfinite(share) else "-"
-
-
-def _name(model: str) -> str:
-    known = model if model in MODEL_NAMES else "other"
-    return tag("span", "", class_=f"key {known}") + text(NAMES.get(model, model))
-
-
-def _color(model: str) -> str:
-    return model if model in MODEL_NAMES else "other"
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

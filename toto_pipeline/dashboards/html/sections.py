@@ -18,6 +18,7 @@ from toto_pipeline.dashboards.html.markup import (
     text,
     utc,
 )
+from toto_pipeline.dashboards.html.models import model_label
 from toto_pipeline.events.log import epochs as epoch_events
 from toto_pipeline.events.schema import number
 from toto_pipeline.runs import BASELINE, CANDIDATE, CHAMPION, METRIC_TITLES, MODEL_NAMES, STAGES, Run, planned_epochs
@@ -155,7 +156,7 @@ def scores(run: Run) -> str:
         return section("Scores", "scores", sentence(_no_evaluation(run)))
     metrics = list(dict.fromkeys(metric for values in run.scores.values() for metric in values))
     rows = [
-        [_model(model), *(_score(run, metric, values.get(metric, math.nan), model) for metric in metrics)]
+        [model_label(model), *(_score(run, metric, values.get(metric, math.nan), model) for metric in metrics)]
         for model, values in run.scores.items()
     ]
     notes = "; ".join(f"{title(name)}: {METRIC_WORDS[name]}" for name in metrics if name in METRIC_WORDS)
@@ -169,12 +170,6 @@ def scores(run: Run) -> str:
 
 def title(metric: str) -> str:
     return METRIC_TITLES.get(metric, metric)
-
-
-def _model(model: str) -> str:
-    return tag("span", "", class_=f"key {model if model in MODEL_NAMES else 'other'}") + text(
-        MODEL_NAMES.get(model, model)
-    )
 
 
 def _score(run: Run, metric: str, value: float, model: str) -> str:
@@ -218,7 +213,7 @@ def forecasts(run: Run, pictures: Mapping[str, Any] | None, problem: str | None)
 
 def _box(model: str, *, checked: bool) -> str:
     box = f'<input type="checkbox" name="model" value="{text(model)}"{" checked" if checked else ""}>'
-    return tag("label", box + _model(model))
+    return tag("label", box + model_label(model))
 
 
 def series_name(series: Mapping[str, Any]) -> str:
