@@ -30,6 +30,7 @@ from toto_pipeline.events.segments import (
     bytes_between,
     close_segment,
     closed_file,
+    damage_told,
     end_of_log,
     open_segment,
 )
@@ -307,7 +308,8 @@ class LogReader:
         """The next complete line; None where the log has no more by now."""
         while self._file is not None or self._open():
             assert self._file is not None  # noqa: S101 - _open has just said so
-            line = self._file.readline()
+            with damage_told(self._file):
+                line = self._file.readline()
             if line.endswith(b"\n"):
                 self._offset += len(line)
                 return line
@@ -327,7 +329,8 @@ class LogReader:
         if opened is None:
             return False
         self._file, self._is_closed = opened
-        self._file.seek(self._offset)
+        with damage_told(self._file):
+            self._file.seek(self._offset)
         return True
 
 

@@ -15,10 +15,13 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
+
+from toto_pipeline.errors import StorageError
 
 FILE_NAME = "events.jsonl"
 _CLOSED = re.compile(r"events-(\d{6})\.jsonl(?:\.gz)?")
@@ -85,7 +88,31 @@ def open_segment(run_folder: Path, segment: int) -> tuple[IO[bytes], bool] | Non
 
 
 def _open_closed(file: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
+    if file.suffix != ".gz":
+        return file.open("rb")
+    if file.stat().st_size == 0:  # which gzip takes for an empty text, so that its events would be passed over
+        raise _damaged(file, "it is empty")
+    return cast(IO[bytes], gzip.open(file, "rb"))
+
+
+@contextlib.contextmanager
+def damage_told(file: IO[bytes]) -> Iterator[None]:
+    """Around what reads a segment: name the file and the way out where its compressed text is damaged.
+
+    Raises:
+        StorageError: it is.
+    """
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise _damaged(Path(file.name), error) from error
+
+
+def _damaged(file: Path, found: object) -> StorageError:
+    return StorageError(
+        f"{file}: this part of the event log is damaged ({found}). Expected: the file as it was compressed. What to "
+        "do: restore it from a backup; what follows on it is not read until then, and not lost."
+    )
 
 
 def end_of_log(run_folder: Path) -> Cursor:

@@ -78,6 +78,38 @@ def test_a_reader_that_follows_sees_each_event_once_while_segments_are_closed_an
     assert seen == list(range(3000))
 
 
+@pytest.mark.parametrize("left", [0, 40, -9])
+def test_a_damaged_segment_is_named_and_never_passed_over(tmp_path: Path, left: int) -> None:
+    with EventWriter(tmp_path, segment_bytes=2000) as log:
+        for step in range(1, 101):
+            log.append("step", step=step)
+            log.flush()
+    packed = tmp_path / "events-000002.jsonl.gz"
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[:left])
+    with LogReader(tmp_path) as reader, pytest.raises(StorageError, match=r"events-000002\.jsonl\.gz: .* damaged"):
+        while reader.read(1):
+            pass
+    packed.write_bytes(whole)
+    with LogReader(tmp_path, reader.cursor) as again:
+        assert [event["step"] for event in again.read()][-1] == 100
+        assert again.cursor == end_of_log(tmp_path)
+    steps = [event["step"] for event in read_events(tmp_path)]
+    assert steps == list(range(1, 101))
+
+
+@pytest.mark.parametrize("left", [0, 40])
+def test_a_cursor_inside_a_damaged_segment_is_no_way_around_it(tmp_path: Path, left: int) -> None:
+    with EventWriter(tmp_path, segment_bytes=2000) as log:
+        for step in range(1, 101):
+            log.append("step", step=step)
+            log.flush()
+    packed = tmp_path / "events-000002.jsonl.gz"
+    packed.write_bytes(packed.read_bytes()[:left])
+    with LogReader(tmp_path, Cursor(2, 500)) as reader, pytest.raises(StorageError, match="damaged"):
+        reader.read()
+
+
 def test_a_reader_counts_what_it_has_not_read(tmp_path: Path) -> None:
     _write(tmp_path, range(50))
     with LogReader(tmp_path) as reader:
