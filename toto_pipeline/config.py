@@ -18,10 +18,11 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from toto_pipeline.errors import ConfigError
-from toto_pipeline.settings.base import Settings, suggestion
+from toto_pipeline.settings.base import Settings
 from toto_pipeline.settings.data import DataSettings, PreparationSettings
 from toto_pipeline.settings.monitoring import MonitoringSettings
 from toto_pipeline.settings.promotion import EvaluationSettings, PromotionSettings, ScheduleSettings
+from toto_pipeline.settings.spelling import suggestion
 from toto_pipeline.settings.training import TrainingSettings
 
 CONFIG_VARIABLE = "TOTO_CONFIG"

@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,11 +30,11 @@ from toto_pipeline.events import figures
 from toto_pipeline.events.histograms import Snapshot
 from toto_pipeline.events.log import FLUSH_SECONDS, EventWriter, read_events
 from toto_pipeline.events.model_structure import modules
-from toto_pipeline.events.narrator import Narrator
 from toto_pipeline.events.processes import process_name
 from toto_pipeline.events.schema import Event, Outcome
 from toto_pipeline.events.statistics import Statistics
 from toto_pipeline.events.system_monitor import SystemMonitor
+from toto_pipeline.settings.sinks import unknown_sinks
 
 _PLAIN = frozenset({float, int, str, bool})
 
@@ -80,7 +80,7 @@ class TrainingLogger:
         self._sinks = dict(sinks) if isinstance(sinks, Mapping) else {name: {} for name in sinks}
         _refuse_unknown(self._sinks)
         self._statistics = Statistics()
-        self._narrator = Narrator() if console else None
+        self._narrator = _narrator() if console else None
         self._ending: tuple[Outcome, str] | None = None
         if resumed_from and steps_per_epoch:
             self.epochs = resumed_from // steps_per_epoch
@@ -240,11 +240,15 @@ class TrainingLogger:
         self._log.close()
 
 
+def _narrator() -> Callable[[Sequence[Event]], None]:
+    from toto_pipeline.events.narrator import Narrator  # brings structlog and rich, which a quiet loop need not have
+
+    return Narrator()
+
+
 def _refuse_unknown(sinks: Mapping[str, Any]) -> None:
     if not sinks:
         return
-    from toto_pipeline.settings.monitoring import unknown_sinks
-
     problem = unknown_sinks(sinks)
     if problem:
         raise ConfigError(f"sinks: {problem}.")

@@ -34,7 +34,7 @@ from toto_pipeline.monitoring.feed import Feed, record_file
 from toto_pipeline.monitoring.plugins import SinkMaker, load_sinks
 from toto_pipeline.monitoring.sink import FollowedRun, RunOutcome
 from toto_pipeline.monitoring.status import FOLDER, FollowerStatus, SinkStatus, write_status
-from toto_pipeline.settings.monitoring import unknown_sinks
+from toto_pipeline.settings.sinks import unknown_sinks
 
 LOCK_FILE, SINKS_FILE = "follower.lock", "sinks.json"
 DRAIN_SECONDS = 30.0

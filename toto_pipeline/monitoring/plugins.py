@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from toto_pipeline.errors import ConfigError
-from toto_pipeline.settings.monitoring import SINK_GROUP, unknown_sinks
 from toto_pipeline.settings.plugins import installed, load, package_of
+from toto_pipeline.settings.sinks import SINK_GROUP, unknown_sinks
 
 if TYPE_CHECKING:
     from toto_pipeline.monitoring.sink import Sink

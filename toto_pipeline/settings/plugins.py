@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from toto_pipeline.errors import ConfigError
-from toto_pipeline.settings.base import suggestion
+from toto_pipeline.settings.spelling import suggestion
 
 
 def installed(group: str) -> dict[str, EntryPoint]:

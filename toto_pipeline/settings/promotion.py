@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from toto_pipeline.settings.base import Settings, suggestion
+from toto_pipeline.settings.base import Settings
+from toto_pipeline.settings.spelling import suggestion
 
 
 class EvaluationSettings(Settings):

@@ -15,8 +15,9 @@ from toto_pipeline.config import RetrainSettings, load_settings
 from toto_pipeline.definitions import build_definitions
 from toto_pipeline.errors import ConfigError
 from toto_pipeline.monitoring.plugins import load_sinks
-from toto_pipeline.settings.monitoring import SINK_GROUP, MonitoringSettings
+from toto_pipeline.settings.monitoring import MonitoringSettings
 from toto_pipeline.settings.plugins import installed
+from toto_pipeline.settings.sinks import SINK_GROUP
 from toto_pipeline.settings.training import TrainingSettings
 from toto_pipeline_tests.monitoring.small_sinks import SINKS, FileSink, environment, make_package
 
