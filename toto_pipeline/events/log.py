@@ -41,6 +41,8 @@ __all__ = ["FILE_NAME", "START", "Cursor", "EventWriter", "LogReader", "NoLog", 
 FLUSH_SECONDS = 1.0
 SEGMENT_BYTES = 64 << 20
 """A segment that has grown to this is closed and compressed; a million steps are about 250 MB of text."""
+_Entry = tuple[str, int | None, int | None, dict[str, Any], float, float]
+"""What the caller leaves: type, step, epoch, fields, wall time and monotonic time; the rest is the writer thread's."""
 _ENCODED_AT_ONCE = 100
 """Events encoded before other threads get a turn: some hundred microseconds."""
 
@@ -72,7 +74,7 @@ class EventWriter:
         self._clock = clock
         self._monotonic = monotonic
         self._watch = watch
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[_Entry] = deque()
         self._unwritten = b""
         self._unwatched: list[Event] = []
         self._writing = threading.RLock()
@@ -88,19 +90,11 @@ class EventWriter:
         self._compressor.start()
 
     def append(self, type: str, *, step: int | None = None, epoch: int | None = None, **fields: Any) -> None:
-        event: Event = {
-            "schema": SCHEMA,
-            "type": type,
-            "attempt": self.attempt,
-            "time": self._clock(),
-            "monotonic": self._monotonic(),
-        }
-        if step is not None:
-            event["step"] = step
-        if epoch is not None:
-            event["epoch"] = epoch
-        event.update(fields)
-        self._waiting.append(event)
+        self.put(type, step, epoch, fields)
+
+    def put(self, type: str, step: int | None, epoch: int | None, fields: dict[str, Any]) -> None:
+        """`append` for who has the fields in a dictionary, which is the log's from now on."""
+        self._waiting.append((type, step, epoch, fields, self._clock(), self._monotonic()))
         if self._flusher is None:
             self._start_flusher()
 
@@ -160,7 +154,8 @@ class EventWriter:
 
     def _write_waiting(self) -> None:
         while self._waiting or self._unwritten:
-            events = [self._waiting.popleft() for _ in range(min(len(self._waiting), _ENCODED_AT_ONCE))]
+            entries = [self._waiting.popleft() for _ in range(min(len(self._waiting), _ENCODED_AT_ONCE))]
+            events = [self._event(*entry) for entry in entries]
             plain, lines = encode_all(events)
             self._unwritten += lines
             self._unwatched += plain
@@ -172,6 +167,16 @@ class EventWriter:
                 self._watch(plain)
             if os.fstat(self._descriptor).st_size >= self._segment_bytes:
                 self._begin_segment()
+
+    def _event(
+        self, type: str, step: int | None, epoch: int | None, fields: dict[str, Any], now: float, monotonic: float
+    ) -> Event:
+        event = {"schema": SCHEMA, "type": type, "attempt": self.attempt, "time": now, "monotonic": monotonic}
+        if step is not None:
+            event["step"] = step
+        if epoch is not None:
+            event["epoch"] = epoch
+        return event | fields
 
     def _begin_segment(self) -> None:
         with storage_errors(self.path):

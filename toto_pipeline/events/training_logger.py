@@ -122,7 +122,7 @@ class TrainingLogger:
         if "seconds" not in values:
             values["seconds"] = now - self._step_ended
         self._step_ended = now
-        self._log.append("step", step=self.steps, epoch=self.epochs, **_numbers(values))
+        self._log.put("step", self.steps, self.epochs, _numbers(values))
 
     def epoch(self, *, epoch: int | None = None, metrics: Mapping[str, Any] | None = None, **values: Any) -> None:
         """Record the end of an epoch: `train_loss`, `validation_loss`, `metrics` by name, and whatever else."""
